@@ -1,0 +1,251 @@
+"""The records that everything else speaks of, what makes one valid, and how a judge is named.
+
+In: one JSON object of a JSONL file. Out: a frozen dataclass, or `Refused` that says field, expected, found and fix.
+Left out: files, line numbers and foreign layouts (readers.py), tokens (builders.py).
+"""
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import importlib.util
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from rlhf_jax.configs import BadInput
+
+UNFINISHED = ' …'  # ends the text of a response that was cut at the limit: judges see it, no eos follows it
+
+
+@dataclasses.dataclass(frozen=True)
+class Text:
+  """A document to pretrain on."""
+  text: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+  """What a user asks. `meta` is any JSON-able dict (the miniature keeps the task there) and travels with the record."""
+  prompt: str
+  category: str = ''
+  customer: str = ''
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Demonstration:
+  """A prompt and the response a labeler wrote to it."""
+  prompt: str
+  response: str
+  category: str = ''
+  customer: str = ''
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Ranking:
+  """K completions of one prompt ordered by one labeler: rank 1 is best, ties share a rank."""
+  prompt: str
+  completions: tuple[str, ...]
+  ranks: tuple[int, ...]
+  labeler: str = ''
+  category: str = ''
+  customer: str = ''
+  meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  ended: tuple[bool, ...] = ()  # whether each completion ended by eos; empty: all but those marked UNFINISHED did
+
+  def completion(self, index: int) -> tuple[str, bool]:
+    """Text of completion `index` without the UNFINISHED mark, and whether it ended."""
+    text = self.completions[index]
+    ended = self.ended[index] if self.ended else not text.endswith(UNFINISHED)
+    return (text if ended else text.removesuffix(UNFINISHED)), ended
+
+
+@dataclasses.dataclass(frozen=True)
+class Judgement:
+  """A judge's word on K responses of one prompt: scores (higher is better), ranks (1 is best), flags such as rude."""
+  scores: tuple[float, ...]
+  ranks: tuple[int, ...]
+  flags: tuple[Mapping[str, bool], ...]
+
+
+Record = Text | Prompt | Demonstration | Ranking
+Judge = Callable[[Prompt, Sequence[str], str], Judgement]  # (prompt, responses, labeler)
+
+KINDS: dict[str, type] = {
+  'text': Text, 'prompts': Prompt, 'demonstrations': Demonstration, 'rankings': Ranking}
+_REQUIRED = {
+  'text': {'text': str}, 'prompts': {'prompt': str}, 'demonstrations': {'prompt': str, 'response': str},
+  'rankings': {'prompt': str, 'completions': list, 'ranks': list}}
+_OPTIONAL = {'labeler': str, 'category': str, 'customer': str, 'meta': dict, 'ended': list}
+_NAMES = {str: 'a text', list: 'a list', dict: 'an object', bool: 'true or false', int: 'a whole number',
+          float: 'a number', type(None): 'null'}
+
+
+class Refused(ValueError):
+  """A row that is not a record. `reason` is the short, stable name under which such rows are counted."""
+
+  def __init__(self, reason: str, field: str, expected: str, found: str, fix: str):
+    super().__init__(f'field {field!r}: expected {expected}, found {found}; {fix}' if field
+                     else f'expected {expected}, found {found}; {fix}')
+    self.reason = reason
+
+
+def show(value: Any, limit: int = 60) -> str:
+  """A value as an error message shows it: its JSON, cut to `limit` characters."""
+  text = json.dumps(value, ensure_ascii=False, default=str)
+  return text if len(text) <= limit else text[:limit - 1] + '…'
+
+
+def from_row(kind: str, row: Any) -> Record:
+  """Turns one JSON value into a record of `kind` ('text', 'prompts', 'demonstrations' or 'rankings').
+
+  Raises: Refused, with the field and the fix. Fields that no record has are ignored: user data carries ids and notes.
+  """
+  if not isinstance(row, dict):
+    raise Refused('not an object', '', f'a JSON object with {_fields(kind)}',
+                  f'{_NAMES.get(type(row), type(row).__name__)} {show(row)}', 'write one object a line')
+  if kind == 'rankings' and 'completions' not in row and ('chosen' in row or 'rejected' in row):
+    row = _pair(row)
+  values = {name: _typed(kind, row, name, wanted) for name, wanted in _REQUIRED[kind].items()}
+  fields = {field.name for field in dataclasses.fields(KINDS[kind])}
+  for name, wanted in _OPTIONAL.items():
+    if name in fields and row.get(name) is not None:
+      values[name] = _typed(kind, row, name, wanted)
+  for name in ('text', 'prompt', 'response'):
+    if name in values and not values[name].strip():
+      raise Refused(f'empty {name}', name, 'some text', show(values[name]), 'give it text or leave the row out')
+  if kind == 'rankings':
+    _check_ranking(values)
+  return KINDS[kind](**values)
+
+
+def to_row(record: Record) -> dict[str, Any]:
+  """The JSON object of a record; optional fields that are empty are left out. Inverse of `from_row`."""
+  values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+  required = _REQUIRED[kind_of(record)]
+  return {name: value for name, value in values.items() if name in required or value}
+
+
+def kind_of(record: Record) -> str:
+  """'text', 'prompts', 'demonstrations' or 'rankings'."""
+  return next(kind for kind, cls in KINDS.items() if isinstance(record, cls))
+
+
+def write_jsonl(path: pathlib.Path, records: Iterable[Record]) -> int:
+  """Writes records as JSONL, whole or not at all (a temporary file is renamed at the end). Returns how many."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  count = 0
+  with open(temporary, 'w', encoding='utf-8') as file:
+    for record in records:
+      file.write(json.dumps(to_row(record), ensure_ascii=False) + '\n')
+      count += 1
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+  return count
+
+
+def load_judge(name: str) -> Judge:
+  """Resolves 'package.module:name' or 'path/file.py:name' to a judge.
+
+  Raises: BadInput where module, file or name does not exist, with the names that come near.
+  """
+  return load(name, 'judge')
+
+
+@functools.cache
+def _module_of_file(path: pathlib.Path) -> Any:
+  """A .py file as a module; the same file is executed once, so that functions loaded twice are the same object."""
+  spec = importlib.util.spec_from_file_location(f'_file_{path.stem}', path)
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
+  spec.loader.exec_module(module)
+  return module
+
+
+def load(name: str, what: str) -> Callable[..., Any]:
+  """Resolves 'package.module:name' or 'path/file.py:name' to a callable; `what` it is appears in the error."""
+  where, colon, attribute = name.rpartition(':')
+  if not (colon and where and attribute):
+    raise BadInput(f'{what} {name!r}: expected module:function or file.py:function')
+  if where.endswith('.py'):
+    path = pathlib.Path(where).expanduser()
+    if not path.is_file():
+      raise BadInput(f'{what} {name!r}: no file {where} (relative paths start where the command was started)')
+    module = _module_of_file(path.resolve())
+  else:
+    try:
+      module = importlib.import_module(where)
+    except ModuleNotFoundError as error:
+      # A module that is there but misses an import of its own is that module's bug, not a wrong name.
+      if error.name and (where == error.name or where.startswith(error.name + '.')):
+        raise BadInput(f'{what} {name!r}: no module {error.name!r}; a file is named by its path ending in .py') from error
+      raise
+  if not callable(getattr(module, attribute, None)):
+    names = [key for key, value in vars(module).items() if callable(value) and not key.startswith('_')]
+    near = difflib.get_close_matches(attribute, names, n=3, cutoff=0.5)
+    raise BadInput(f'{what} {name!r}: {where} has no function {attribute!r}'
+                   + (f'; did you mean {", ".join(near)}?' if near else ''))
+  return getattr(module, attribute)
+
+
+def _fields(kind: str) -> str:
+  return ', '.join(repr(name) for name in _REQUIRED[kind])
+
+
+def _typed(kind: str, row: Mapping[str, Any], name: str, wanted: type) -> Any:
+  if name not in row:
+    near = difflib.get_close_matches(name, row, n=1)
+    hint = f'rename {near[0]!r}' if near else f'give each row {_fields(kind)}'
+    raise Refused('missing field', name, _NAMES[wanted], f'only {", ".join(map(repr, row)) or "{}"}', hint)
+  value = row[name]
+  if not isinstance(value, wanted):
+    raise Refused('wrong type', name, _NAMES[wanted],
+                  f'{_NAMES.get(type(value), type(value).__name__)} {show(value)}', f'make it {_NAMES[wanted]}')
+  return value
+
+
+def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
+  """{"prompt", "chosen", "rejected"} as a ranking of two."""
+  chosen, rejected = (_typed('rankings', row, name, str) for name in ('chosen', 'rejected'))
+  if chosen == rejected:
+    raise Refused('equal completions', 'rejected', "another text than 'chosen'", show(rejected), 'leave the row out')
+  return {**row, 'completions': [chosen, rejected], 'ranks': [1, 2]}
+
+
+def _check_ranking(values: dict[str, Any]) -> None:
+  """Checks the lists of a ranking and makes tuples of them, in place."""
+  completions, ranks = values['completions'], values['ranks']
+  _elements('completions', completions, str)
+  if len(completions) < 2:
+    raise Refused('fewer than two completions', 'completions', 'at least two completions', str(len(completions)),
+                  'give more or leave the row out')
+  if len(ranks) != len(completions):
+    raise Refused('ranks of the wrong length', 'ranks', f'{len(completions)} ranks, one a completion',
+                  f'{len(ranks)}', 'give one rank for each completion')
+  _elements('ranks', ranks, int)
+  if min(ranks) < 1:
+    raise Refused('ranks not positive', 'ranks', 'whole numbers from 1 (best)', show(ranks), 'count ranks from 1')
+  if len(set(ranks)) == 1:
+    raise Refused('all ranks tied', 'ranks', 'at least two different ranks', show(ranks),
+                  'leave out rows that prefer nothing')
+  ended = values.get('ended', ())
+  if ended:
+    _elements('ended', ended, bool)
+    if len(ended) != len(completions):
+      raise Refused('ended of the wrong length', 'ended', f'{len(completions)} values, one a completion',
+                    f'{len(ended)}', 'give one for each completion or leave the field out')
+  values.update(completions=tuple(completions), ranks=tuple(ranks), ended=tuple(ended))
+
+
+def _elements(name: str, items: list, wanted: type) -> None:
+  for index, item in enumerate(items):
+    if type(item) is not wanted:  # not isinstance: true is an int to Python, not to a reader of ranks
+      raise Refused('wrong type', f'{name}[{index}]', _NAMES[wanted],
+                    f'{_NAMES.get(type(item), type(item).__name__)} {show(item)}', f'make it {_NAMES[wanted]}')
