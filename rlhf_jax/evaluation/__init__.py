@@ -1,0 +1,1 @@
+"""Held-out prompts, sampled from several models and judged."""

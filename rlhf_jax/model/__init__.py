@@ -1,0 +1,1 @@
+"""The decoder, sampling from it, and where its arrays lie."""

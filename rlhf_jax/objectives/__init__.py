@@ -1,0 +1,1 @@
+"""Losses, advantages and KL estimates: arrays in, arrays out."""

@@ -1,0 +1,1 @@
+"""The host side: files, checkpoints, metrics, and the one training loop."""
