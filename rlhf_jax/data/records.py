@@ -1,7 +1,7 @@
 """The records that everything else speaks of, what makes one valid, and how a judge is named.
 
-In: one JSON object of a JSONL file. Out: a frozen dataclass, or `Refused` that says field, expected, found and fix.
-Left out: files, line numbers and foreign layouts (readers.py), tokens (builders.py).
+In: one JSON object of a JSONL file. Out: a frozen dataclass, or `Refused` that says field, expected,
+found and fix. Left out: files, line numbers and foreign layouts (readers.py), tokens (builders.py).
 """
 
 import dataclasses
@@ -12,13 +12,14 @@ import importlib.util
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.configs import BadInput
 
-UNFINISHED = ' …'  # ends the text of a response that was cut at the limit: judges see it, no eos follows it
+UNFINISHED = ' …'  # ends the text of a response cut at the limit: judges see it, no eos follows it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """What a user asks. `meta` is any JSON-able dict (the miniature keeps the task there) and travels with the record."""
+  """What a user asks. `meta` is any JSON-able dict and travels with the record."""
   prompt: str
   category: str = ''
   customer: str = ''
@@ -56,7 +57,7 @@ class Ranking:
   category: str = ''
   customer: str = ''
   meta: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-  ended: tuple[bool, ...] = ()  # whether each completion ended by eos; empty: all but those marked UNFINISHED did
+  ended: tuple[bool, ...] = ()  # whether eos came; empty: in all but those marked UNFINISHED
 
   def completion(self, index: int) -> tuple[str, bool]:
     """Text of completion `index` without the UNFINISHED mark, and whether it ended."""
@@ -67,7 +68,7 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-  """A judge's word on K responses of one prompt: scores (higher is better), ranks (1 is best), flags such as rude."""
+  """A judge's word on K responses: scores (higher is better), ranks (1 is best), flags by name."""
   scores: tuple[float, ...]
   ranks: tuple[int, ...]
   flags: tuple[Mapping[str, bool], ...]
@@ -79,19 +80,22 @@ Judge = Callable[[Prompt, Sequence[str], str], Judgement]  # (prompt, responses,
 KINDS: dict[str, type] = {
   'text': Text, 'prompts': Prompt, 'demonstrations': Demonstration, 'rankings': Ranking}
 _REQUIRED = {
-  'text': {'text': str}, 'prompts': {'prompt': str}, 'demonstrations': {'prompt': str, 'response': str},
+  'text': {'text': str},
+  'prompts': {'prompt': str},
+  'demonstrations': {'prompt': str, 'response': str},
   'rankings': {'prompt': str, 'completions': list, 'ranks': list}}
 _OPTIONAL = {'labeler': str, 'category': str, 'customer': str, 'meta': dict, 'ended': list}
-_NAMES = {str: 'a text', list: 'a list', dict: 'an object', bool: 'true or false', int: 'a whole number',
-          float: 'a number', type(None): 'null'}
+_NAMES = {str: 'a text', list: 'a list', dict: 'an object', bool: 'true or false',
+          int: 'a whole number', float: 'a number', type(None): 'null'}
+_SURROGATE = re.compile('[\ud800-\udfff]')  # JSON can hold half of a pair; no encoder can
 
 
 class Refused(ValueError):
   """A row that is not a record. `reason` is the short, stable name under which such rows are counted."""
 
   def __init__(self, reason: str, field: str, expected: str, found: str, fix: str):
-    super().__init__(f'field {field!r}: expected {expected}, found {found}; {fix}' if field
-                     else f'expected {expected}, found {found}; {fix}')
+    start = f'field {field!r}: ' if field else ''
+    super().__init__(f'{start}expected {expected}, found {found}; {fix}')
     self.reason = reason
 
 
@@ -101,14 +105,20 @@ def show(value: Any, limit: int = 60) -> str:
   return text if len(text) <= limit else text[:limit - 1] + '…'
 
 
-def from_row(kind: str, row: Any) -> Record:
-  """Turns one JSON value into a record of `kind` ('text', 'prompts', 'demonstrations' or 'rankings').
+def described(value: Any) -> str:
+  """Kind and content of a value, for error messages: 'a text "abc"'."""
+  return f'{_NAMES.get(type(value), type(value).__name__)} {show(value)}'
 
-  Raises: Refused, with the field and the fix. Fields that no record has are ignored: user data carries ids and notes.
+
+def from_row(kind: str, row: Any) -> Record:
+  """Turns one JSON value into a record of `kind` (a key of KINDS).
+
+  Raises: Refused, with the field and the fix. Fields that no record has are ignored: the data of
+  users carries ids and notes.
   """
   if not isinstance(row, dict):
-    raise Refused('not an object', '', f'a JSON object with {_fields(kind)}',
-                  f'{_NAMES.get(type(row), type(row).__name__)} {show(row)}', 'write one object a line')
+    raise Refused('not an object', '', f'a JSON object with {_fields(kind)}', described(row),
+                  'write one object a line')
   if kind == 'rankings' and 'completions' not in row and ('chosen' in row or 'rejected' in row):
     row = _pair(row)
   values = {name: _typed(kind, row, name, wanted) for name, wanted in _REQUIRED[kind].items()}
@@ -125,7 +135,7 @@ def from_row(kind: str, row: Any) -> Record:
 
 
 def to_row(record: Record) -> dict[str, Any]:
-  """The JSON object of a record; optional fields that are empty are left out. Inverse of `from_row`."""
+  """The JSON object of a record without empty optional fields. Inverse of `from_row`."""
   values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
   required = _REQUIRED[kind_of(record)]
   return {name: value for name, value in values.items() if name in required or value}
@@ -137,7 +147,7 @@ def kind_of(record: Record) -> str:
 
 
 def write_jsonl(path: pathlib.Path, records: Iterable[Record]) -> int:
-  """Writes records as JSONL, whole or not at all (a temporary file is renamed at the end). Returns how many."""
+  """Writes records as JSONL, whole or not at all. Returns how many."""
   path.parent.mkdir(parents=True, exist_ok=True)
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   count = 0
@@ -161,7 +171,7 @@ def load_judge(name: str) -> Judge:
 
 @functools.cache
 def _module_of_file(path: pathlib.Path) -> Any:
-  """A .py file as a module; the same file is executed once, so that functions loaded twice are the same object."""
+  """A .py file as a module, executed once: a function loaded twice is the same object."""
   spec = importlib.util.spec_from_file_location(f'_file_{path.stem}', path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
@@ -177,7 +187,7 @@ def load(name: str, what: str) -> Callable[..., Any]:
   if where.endswith('.py'):
     path = pathlib.Path(where).expanduser()
     if not path.is_file():
-      raise BadInput(f'{what} {name!r}: no file {where} (relative paths start where the command was started)')
+      raise BadInput(f'{what} {name!r}: no file {where}; relative paths start at {os.getcwd()}')
     module = _module_of_file(path.resolve())
   else:
     try:
@@ -185,10 +195,12 @@ def load(name: str, what: str) -> Callable[..., Any]:
     except ModuleNotFoundError as error:
       # A module that is there but misses an import of its own is that module's bug, not a wrong name.
       if error.name and (where == error.name or where.startswith(error.name + '.')):
-        raise BadInput(f'{what} {name!r}: no module {error.name!r}; a file is named by its path ending in .py') from error
+        raise BadInput(f'{what} {name!r}: no module {error.name!r}; a file is named by its path, '
+                       'with .py at the end') from error
       raise
   if not callable(getattr(module, attribute, None)):
-    names = [key for key, value in vars(module).items() if callable(value) and not key.startswith('_')]
+    names = [name for name in vars(module)
+             if callable(vars(module)[name]) and not name.startswith('_')]
     near = difflib.get_close_matches(attribute, names, n=3, cutoff=0.5)
     raise BadInput(f'{what} {name!r}: {where} has no function {attribute!r}'
                    + (f'; did you mean {", ".join(near)}?' if near else ''))
@@ -203,19 +215,26 @@ def _typed(kind: str, row: Mapping[str, Any], name: str, wanted: type) -> Any:
   if name not in row:
     near = difflib.get_close_matches(name, row, n=1)
     hint = f'rename {near[0]!r}' if near else f'give each row {_fields(kind)}'
-    raise Refused('missing field', name, _NAMES[wanted], f'only {", ".join(map(repr, row)) or "{}"}', hint)
-  value = row[name]
-  if not isinstance(value, wanted):
-    raise Refused('wrong type', name, _NAMES[wanted],
-                  f'{_NAMES.get(type(value), type(value).__name__)} {show(value)}', f'make it {_NAMES[wanted]}')
-  return value
+    found = f'only {", ".join(map(repr, row))}' if row else 'an empty object'
+    raise Refused('missing field', name, _NAMES[wanted], found, hint)
+  _check(name, row[name], wanted)
+  return row[name]
+
+
+def _check(name: str, value: Any, wanted: type) -> None:
+  if type(value) is not wanted:  # not isinstance: true is an int to Python, not to a reader of ranks
+    raise Refused('wrong type', name, _NAMES[wanted], described(value), f'make it {_NAMES[wanted]}')
+  if wanted is str and _SURROGATE.search(value):
+    raise Refused('half a character', name, 'text that UTF-8 can hold', show(value),
+                  'remove the lone surrogate')
 
 
 def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
   """{"prompt", "chosen", "rejected"} as a ranking of two."""
   chosen, rejected = (_typed('rankings', row, name, str) for name in ('chosen', 'rejected'))
   if chosen == rejected:
-    raise Refused('equal completions', 'rejected', "another text than 'chosen'", show(rejected), 'leave the row out')
+    raise Refused('equal completions', 'rejected', "another text than 'chosen'", show(rejected),
+                  'leave the row out')
   return {**row, 'completions': [chosen, rejected], 'ranks': [1, 2]}
 
 
@@ -224,11 +243,11 @@ def _check_ranking(values: dict[str, Any]) -> None:
   completions, ranks = values['completions'], values['ranks']
   _elements('completions', completions, str)
   if len(completions) < 2:
-    raise Refused('fewer than two completions', 'completions', 'at least two completions', str(len(completions)),
-                  'give more or leave the row out')
+    raise Refused('fewer than two completions', 'completions', 'at least two completions',
+                  str(len(completions)), 'give more or leave the row out')
   if len(ranks) != len(completions):
     raise Refused('ranks of the wrong length', 'ranks', f'{len(completions)} ranks, one a completion',
-                  f'{len(ranks)}', 'give one rank for each completion')
+                  str(len(ranks)), 'give one rank for each completion')
   _elements('ranks', ranks, int)
   if min(ranks) < 1:
     raise Refused('ranks not positive', 'ranks', 'whole numbers from 1 (best)', show(ranks), 'count ranks from 1')
@@ -239,13 +258,11 @@ def _check_ranking(values: dict[str, Any]) -> None:
   if ended:
     _elements('ended', ended, bool)
     if len(ended) != len(completions):
-      raise Refused('ended of the wrong length', 'ended', f'{len(completions)} values, one a completion',
-                    f'{len(ended)}', 'give one for each completion or leave the field out')
+      raise Refused('ended of the wrong length', 'ended', f'{len(completions)} values',
+                    str(len(ended)), 'give one for each completion or leave the field out')
   values.update(completions=tuple(completions), ranks=tuple(ranks), ended=tuple(ended))
 
 
 def _elements(name: str, items: list, wanted: type) -> None:
   for index, item in enumerate(items):
-    if type(item) is not wanted:  # not isinstance: true is an int to Python, not to a reader of ranks
-      raise Refused('wrong type', f'{name}[{index}]', _NAMES[wanted],
-                    f'{_NAMES.get(type(item), type(item).__name__)} {show(item)}', f'make it {_NAMES[wanted]}')
+    _check(f'{name}[{index}]', item, wanted)
