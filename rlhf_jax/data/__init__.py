@@ -1,1 +1,1 @@
-"""The data room: records as users write them, tokenised once into tfds datasets, read back as batch t = rows[t]."""
+"""The data room: records as users write them, tokenised once into tfds datasets, batch t = b[t]."""

@@ -1,7 +1,8 @@
 """The records that everything else speaks of, what makes one valid, and how a judge is named.
 
-In: one JSON object of a JSONL file. Out: a frozen dataclass, or `Refused` that says field, expected,
-found and fix. Left out: files, line numbers and foreign layouts (readers.py), tokens (builders.py).
+In: one JSON object of a JSONL file. Out: a frozen dataclass, or `Refused` that says field,
+expected, found and fix. Left out: files, line numbers and foreign layouts (readers.py), tokens
+(builders.py).
 """
 
 import dataclasses
@@ -91,7 +92,7 @@ _SURROGATE = re.compile('[\ud800-\udfff]')  # JSON can hold half of a pair; no e
 
 
 class Refused(ValueError):
-  """A row that is not a record. `reason` is the short, stable name under which such rows are counted."""
+  """A row that is not a record. `reason` is the short name under which such rows are counted."""
 
   def __init__(self, reason: str, field: str, expected: str, found: str, fix: str):
     start = f'field {field!r}: ' if field else ''
@@ -128,7 +129,8 @@ def from_row(kind: str, row: Any) -> Record:
       values[name] = _typed(kind, row, name, wanted)
   for name in ('text', 'prompt', 'response'):
     if name in values and not values[name].strip():
-      raise Refused(f'empty {name}', name, 'some text', show(values[name]), 'give it text or leave the row out')
+      raise Refused(f'empty {name}', name, 'some text', show(values[name]),
+                    'give it text or leave the row out')
   if kind == 'rankings':
     _check_ranking(values)
   return KINDS[kind](**values)
@@ -180,7 +182,10 @@ def _module_of_file(path: pathlib.Path) -> Any:
 
 
 def load(name: str, what: str) -> Callable[..., Any]:
-  """Resolves 'package.module:name' or 'path/file.py:name' to a callable; `what` it is appears in the error."""
+  """Resolves 'package.module:name' or 'path/file.py:name' to a callable.
+
+  `what` it should be ('judge', 'reward') starts the message of the BadInput that is raised.
+  """
   where, colon, attribute = name.rpartition(':')
   if not (colon and where and attribute):
     raise BadInput(f'{what} {name!r}: expected module:function or file.py:function')
@@ -193,7 +198,7 @@ def load(name: str, what: str) -> Callable[..., Any]:
     try:
       module = importlib.import_module(where)
     except ModuleNotFoundError as error:
-      # A module that is there but misses an import of its own is that module's bug, not a wrong name.
+      # A module that is there but misses an import of its own has a bug; its name is right.
       if error.name and (where == error.name or where.startswith(error.name + '.')):
         raise BadInput(f'{what} {name!r}: no module {error.name!r}; a file is named by its path, '
                        'with .py at the end') from error
@@ -222,7 +227,7 @@ def _typed(kind: str, row: Mapping[str, Any], name: str, wanted: type) -> Any:
 
 
 def _check(name: str, value: Any, wanted: type) -> None:
-  if type(value) is not wanted:  # not isinstance: true is an int to Python, not to a reader of ranks
+  if type(value) is not wanted:  # not isinstance: to Python true is an int, but it is no rank
     raise Refused('wrong type', name, _NAMES[wanted], described(value), f'make it {_NAMES[wanted]}')
   if wanted is str and _SURROGATE.search(value):
     raise Refused('half a character', name, 'text that UTF-8 can hold', show(value),
@@ -246,11 +251,12 @@ def _check_ranking(values: dict[str, Any]) -> None:
     raise Refused('fewer than two completions', 'completions', 'at least two completions',
                   str(len(completions)), 'give more or leave the row out')
   if len(ranks) != len(completions):
-    raise Refused('ranks of the wrong length', 'ranks', f'{len(completions)} ranks, one a completion',
+    raise Refused('ranks of the wrong length', 'ranks', f'{len(completions)} ranks',
                   str(len(ranks)), 'give one rank for each completion')
   _elements('ranks', ranks, int)
   if min(ranks) < 1:
-    raise Refused('ranks not positive', 'ranks', 'whole numbers from 1 (best)', show(ranks), 'count ranks from 1')
+    raise Refused('ranks not positive', 'ranks', 'whole numbers from 1 (best)', show(ranks),
+                  'count ranks from 1')
   if len(set(ranks)) == 1:
     raise Refused('all ranks tied', 'ranks', 'at least two different ranks', show(ranks),
                   'leave out rows that prefer nothing')

@@ -33,7 +33,7 @@ class Tokenizer:
     self._backend = backend
     backend.no_padding()
     backend.no_truncation()
-    backend.encode_special_tokens = True  # '<|eos|>' within a text is seven letters, not the end of it
+    backend.encode_special_tokens = True  # '<|eos|>' in a text is seven letters, not its end
     self.vocabulary: int = backend.get_vocab_size(with_added_tokens=True)
     eos = self._first(_EOSES)
     if eos is None:
@@ -42,7 +42,7 @@ class Tokenizer:
     self.eos: int = eos
     self.bos: int | None = self._first(_BOSES)
     pad = self._first(_PADS)
-    # Without a token of its own padding takes any id that is not eos: one that the embedding table has.
+    # Without a token of its own padding takes an id that the embedding table has and eos is not.
     self.pad: int = pad if pad is not None else int(eos == 0)
     self._hidden = {self.eos, self.bos} | ({self.pad} if pad is not None else set())
     # SentencePiece files put a space before every text by themselves.
