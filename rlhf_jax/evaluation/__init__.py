@@ -1,1 +1,1 @@
-"""Held-out prompts, sampled from several models and judged."""
+"""What a model is worth: win rates, flags, reward-model accuracy and calibration, KL, held-out loss."""

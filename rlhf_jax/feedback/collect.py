@@ -1,0 +1,273 @@
+"""K samples of a policy for each prompt, ranked by a judge, written as rankings.
+
+In: a `Collect` config, the policy, prompts. Out: folder/rankings.jsonl (what any user's rankings look like),
+folder/judge.json (what the judge was calibrated to), a summary. Prompts are taken in blocks that depend on the config
+alone; block b is sampled with fold_in(key(seed), b). So a killed run goes on at the block it was in and ends with the
+same bytes. Left out: people (a web page would be one more judge), several policies in one ranking.
+"""
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import pathlib
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import rich.console
+import rich.progress
+
+from rlhf_jax import configs
+from rlhf_jax.data import builders, records
+from rlhf_jax.feedback import agreement
+from rlhf_jax.model import responses
+
+CALIBRATION_PROMPTS = 200  # the judge's noise is solved for on the samples of so many prompts
+_SECONDS_BETWEEN_LINES = 10.0
+_LOG = logging.getLogger('rlhf_jax')
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+  """Prompts [start, stop) sampled in one call, `k` completions each."""
+  index: int
+  start: int
+  stop: int
+  k: tuple[int, ...]
+
+
+def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Place, folder: pathlib.Path,
+        name: str) -> dict[str, Any]:
+  """Collects the rankings of one run, going on where a killed one stopped.
+
+  Args:
+    parents: 'policy' -> Parent(model, tokenizer, params, ...).
+    folder: the run's folder; gets rankings.jsonl and, if the judge can be calibrated, judge.json.
+  Returns: the summary of finished.json.
+  Raises: BadInput for a config that cannot be, no prompts that fit, or a judge that ties everything.
+  """
+  _check(config, name)
+  policy = parents['policy']
+  folder.mkdir(parents=True, exist_ok=True)
+  found, _ = builders.read(config.prompts, place)
+  prompts = [prompt for prompt in found
+             if len(policy.tokenizer.encode_prompt(prompt.prompt)) <= config.prompt_length]
+  if not prompts:
+    raise configs.BadInput(f'{name}.prompts: none of {len(found)} prompts fits prompt_length {config.prompt_length}')
+  blocks = plan([draw_k(config, index) for index in range(len(prompts))], config.batch)
+  sample = _Sampler(config, policy, prompts)
+  judge = _judge(config, place, folder, name, sample, blocks)
+  journal = _Journal(folder, _fingerprint(prompts))
+  for block in _progress(blocks, journal.counts['blocks'], name):
+    started = time.monotonic()
+    completions = sample(block)
+    sampled = time.monotonic()
+    rows, counts = _ranked(config, judge, prompts, block, completions)
+    journal.append(rows, {**counts, 'sampling_seconds': sampled - started,
+                          'judging_seconds': time.monotonic() - sampled})
+  if not journal.counts['rankings']:
+    raise configs.BadInput(f'{name}.judge: {config.judge} tied every response of all {len(prompts)} prompts; '
+                           'nothing can be learnt from that')
+  return {'too_long': len(found) - len(prompts), **journal.finish()}
+
+
+def draw_k(config: configs.Collect, index: int) -> int:
+  """How many completions prompt `index` gets: uniform in config.k, from a hash, so that no order of work changes it."""
+  low, high = config.k
+  return low + _hash(config.seed, 'k', index) % (high - low + 1)
+
+
+def draw_labelers(config: configs.Collect, index: int) -> list[str]:
+  """Which `config.labels` labelers rank prompt `index`: distinct, each equally likely."""
+  return sorted(config.labelers, key=lambda labeler: _hash(config.seed, 'labeler', index, labeler))[:config.labels]
+
+
+def plan(k: Sequence[int], batch: int) -> list[Block]:
+  """Cuts prompts into consecutive blocks of at most `batch` samples (a single prompt may need more)."""
+  blocks, start, samples = [], 0, 0
+  for index, wanted in enumerate(k):
+    if samples + wanted > batch and index > start:
+      blocks.append(Block(len(blocks), start, index, tuple(k[start:index])))
+      start, samples = index, 0
+    samples += wanted
+  blocks.append(Block(len(blocks), start, len(k), tuple(k[start:])))
+  return blocks
+
+
+def _hash(*parts: Any) -> int:
+  return int.from_bytes(hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest(), 'big')
+
+
+def _fingerprint(prompts: Sequence[records.Prompt]) -> str:
+  text = json.dumps([prompt.prompt for prompt in prompts])
+  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def _check(config: configs.Collect, name: str) -> None:
+  low, high = config.k
+  if not 2 <= low <= high:
+    raise configs.BadInput(f'{name}.k: expected 2 <= fewest <= most completions, found {config.k}')
+  if len(set(config.labelers)) != len(config.labelers):
+    raise configs.BadInput(f'{name}.labelers: a labeler is named twice in {config.labelers}')
+  if not 1 <= config.labels <= len(config.labelers):
+    raise configs.BadInput(f'{name}.labels: expected 1 to {len(config.labelers)} (the labelers there are), '
+                           f'found {config.labels}')
+
+
+class _Sampler:
+  """block -> for each of its prompts the distinct completions in the order in which they were sampled."""
+
+  def __init__(self, config: configs.Collect, policy: Any, prompts: Sequence[records.Prompt]):
+    self.config, self.policy, self.prompts = config, policy, prompts
+    self.key = jax.random.key(config.seed)
+    self.kept: dict[int, list[list[Any]]] = {}  # blocks already sampled for the calibration
+
+  def __call__(self, block: Block) -> list[list[Any]]:
+    if block.index in self.kept:
+      return self.kept.pop(block.index)
+    asked = [self.prompts[block.start + i].prompt for i, k in enumerate(block.k) for _ in range(k)]
+    samples = iter(responses.respond(
+      self.policy.model, self.policy.params, self.policy.tokenizer, asked, jax.random.fold_in(self.key, block.index),
+      temperature=self.config.temperature, prompt_length=self.config.prompt_length,
+      response_length=self.config.response_length, batch=self.config.batch))
+    return [list({response.marked: response for response in [next(samples) for _ in range(k)]}.values())
+            for k in block.k]
+
+
+def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path, name: str, sample: _Sampler,
+           blocks: Sequence[Block]) -> records.Judge:
+  """The judge, calibrated if it can be: as in the run config.calibration, or else on this run's first samples."""
+  judge = records.load_judge(config.judge)
+  path = folder / 'judge.json'
+  if not hasattr(judge, 'calibrate'):
+    if config.calibration:
+      raise configs.BadInput(f'{name}.calibration: the judge {config.judge} cannot be calibrated; leave it empty')
+    return judge
+  if config.calibration:
+    source = place.workdir / config.calibration / 'judge.json'
+    if not source.is_file():
+      raise configs.BadInput(f'{name}.calibration: run {config.calibration!r} left no {source}')
+    _write(path, source.read_text(encoding='utf-8'))
+  elif not path.is_file():
+    used = [block for block in blocks if block.start < CALIBRATION_PROMPTS]
+    for block in used:
+      sample.kept[block.index] = sample(block)
+    texts = [[response.marked for response in completions]
+             for block in used for completions in sample.kept[block.index]]
+    asked = sample.prompts[:len(texts)]
+    _write(path, json.dumps(judge.calibrate(asked, texts, config.labelers), indent=1))
+    _LOG.info('%s: judge calibrated on the samples of %d prompts', name, len(asked))
+  return judge.calibrated(json.loads(path.read_text(encoding='utf-8')))
+
+
+def _ranked(config: configs.Collect, judge: records.Judge, prompts: Sequence[records.Prompt], block: Block,
+            completions: Sequence[Sequence[Any]]) -> tuple[list[records.Ranking], dict[str, int]]:
+  """The rankings of one block, and what the summary counts."""
+  rows = []
+  counts = dict.fromkeys(('prompts', 'samples', 'ended', 'too_few_distinct', 'completions', 'pairs', 'tied',
+                          'rankings', 'all_tied'), 0)
+  counts['samples'] = sum(block.k)
+  for index, distinct in zip(range(block.start, block.stop), completions, strict=True):
+    if len(distinct) < 2:
+      counts['too_few_distinct'] += 1
+      continue
+    counts['prompts'] += 1
+    counts['completions'] += len(distinct)
+    counts['ended'] += sum(response.ended for response in distinct)
+    prompt, texts = prompts[index], tuple(response.marked for response in distinct)
+    for labeler in draw_labelers(config, index):
+      ranks = tuple(int(rank) for rank in judge(prompt, texts, labeler).ranks)
+      if len(ranks) != len(texts):
+        raise configs.BadInput(f'judge {config.judge}: {len(texts)} responses but {len(ranks)} ranks '
+                               f'for the prompt {prompt.prompt!r}')
+      pairs = len(ranks) * (len(ranks) - 1) // 2
+      counts['pairs'] += pairs
+      counts['tied'] += sum(a == b for i, a in enumerate(ranks) for b in ranks[:i])
+      if len(set(ranks)) == 1:  # says nothing, and readers refuse it
+        counts['all_tied'] += 1
+        continue
+      counts['rankings'] += 1
+      rows.append(records.Ranking(
+        prompt.prompt, texts, ranks, labeler=labeler, category=prompt.category, customer=prompt.customer,
+        meta=prompt.meta, ended=tuple(bool(response.ended) for response in distinct)))
+  return rows, counts
+
+
+class _Journal:
+  """rankings.jsonl in the making. progress.json says how many bytes of the partial file belong to whole blocks; what
+  is behind them (a torn line, a block whose count was not written) is cut off when the run goes on."""
+
+  def __init__(self, folder: pathlib.Path, fingerprint: str):
+    self.final, self.partial = folder / 'rankings.jsonl', folder / 'rankings.jsonl.partial'
+    self.state = folder / 'progress.json'
+    self.counts: dict[str, Any] = {'fingerprint': fingerprint, 'blocks': 0, 'bytes': 0, 'rankings': 0}
+    if self.state.is_file():
+      earlier = json.loads(self.state.read_text(encoding='utf-8'))
+      file = self.partial if self.partial.is_file() else self.final
+      if earlier['fingerprint'] == fingerprint and file.is_file() and file.stat().st_size >= earlier['bytes']:
+        self.counts = earlier
+    if not self.final.is_file() or not self.counts['blocks']:
+      self.partial.touch()
+      os.truncate(self.partial, self.counts['bytes'])
+
+  def append(self, rows: Iterable[records.Ranking], counts: Mapping[str, float]) -> None:
+    """Adds the rows of one block; after return they survive a kill."""
+    data = ''.join(json.dumps(records.to_row(row), ensure_ascii=False) + '\n' for row in rows).encode()
+    with open(self.partial, 'ab') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    for key, value in counts.items():
+      self.counts[key] = self.counts.get(key, 0) + value
+    self.counts['blocks'] += 1
+    self.counts['bytes'] += len(data)
+    _write(self.state, json.dumps(self.counts))
+
+  def finish(self) -> dict[str, Any]:
+    """Names the file rankings.jsonl and returns the summary."""
+    if self.partial.is_file():
+      os.replace(self.partial, self.final)
+    counts = self.counts
+    with open(self.final, encoding='utf-8') as file:
+      rows = [records.from_row('rankings', json.loads(line)) for line in file]
+    summary = {
+      'prompts': counts['prompts'], 'rankings': counts['rankings'], 'samples': counts['samples'],
+      'mean_k': counts['completions'] / max(counts['prompts'], 1), 'pairs': counts['pairs'],
+      'tied_share': counts['tied'] / max(counts['pairs'], 1),
+      'ended_share': counts['ended'] / max(counts['completions'], 1),
+      'too_few_distinct': counts['too_few_distinct'], 'all_tied': counts['all_tied'],
+      'sampling_seconds': counts['sampling_seconds'], 'judging_seconds': counts['judging_seconds']}
+    told = agreement.agreement(rows)
+    if told['pairs']:
+      summary |= {'agreement': told['agreement'], 'agreement_ci': told['agreement_ci'],
+                  'agreement_pairs': told['pairs']}
+    return summary
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Replaces a file whole or not at all."""
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  with open(temporary, 'w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(temporary, path)
+
+
+def _progress(blocks: Sequence[Block], done: int, name: str) -> Iterable[Block]:
+  """The blocks that are left: one live line in a terminal, a plain line every ten seconds in a pipe."""
+  if sys.stderr.isatty():
+    yield from rich.progress.track(
+      blocks[done:], f'{name}: rankings', total=len(blocks), completed=done,
+      console=rich.console.Console(stderr=True))
+    return
+  said = time.monotonic()
+  for block in blocks[done:]:
+    yield block
+    if time.monotonic() - said > _SECONDS_BETWEEN_LINES:
+      said = time.monotonic()
+      _LOG.info('%s: %d of %d prompts ranked', name, block.stop, blocks[-1].stop)
