@@ -201,7 +201,7 @@ class Evaluate:
   prompts: tuple[Source, ...] = ()  # held-out 'prompts' sources
   text: tuple[Source, ...] = ()  # held-out text for the pretraining loss
   judge: str = ''  # 'module-or-file:function'
-  rankings: str = ''  # Collect run on held-out prompts by every labeler: agreement and accuracy by labeler
+  rankings: str | tuple[Source, ...] = ''  # held-out rankings by every labeler: a Collect run, or 'rankings' sources
   prompt_length: int = 32
   response_length: int = 32
   text_length: int = 64
