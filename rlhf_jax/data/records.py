@@ -222,11 +222,11 @@ def _typed(kind: str, row: Mapping[str, Any], name: str, wanted: type) -> Any:
     hint = f'rename {near[0]!r}' if near else f'give each row {_fields(kind)}'
     found = f'only {", ".join(map(repr, row))}' if row else 'an empty object'
     raise Refused('missing field', name, _NAMES[wanted], found, hint)
-  _check(name, row[name], wanted)
+  check(name, row[name], wanted)
   return row[name]
 
 
-def _check(name: str, value: Any, wanted: type) -> None:
+def check(name: str, value: Any, wanted: type) -> None:
   if type(value) is not wanted:  # not isinstance: to Python true is an int, but it is no rank
     raise Refused('wrong type', name, _NAMES[wanted], described(value), f'make it {_NAMES[wanted]}')
   if wanted is str and _SURROGATE.search(value):
@@ -271,4 +271,4 @@ def _check_ranking(values: dict[str, Any]) -> None:
 
 def _elements(name: str, items: list, wanted: type) -> None:
   for index, item in enumerate(items):
-    _check(f'{name}[{index}]', item, wanted)
+    check(f'{name}[{index}]', item, wanted)
