@@ -1,0 +1,1 @@
+"""Files of a workdir → one self-contained HTML page."""

@@ -1,0 +1,161 @@
+"""What the numbers of a workdir say: the claims of the paper's recipe held against results.json, one row each.
+
+In: `Contents`. Out: `Claim`s and the roles of the evaluated models. Left out: figures, HTML; no claim is made where a
+number is missing.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rlhf_jax.report.contents import Contents
+
+PPO_WINS = 0.6  # a policy that wins less often has not learnt enough to speak of
+HELDOUT_ACCURACY = 0.6
+LOSS_RISE = 0.03
+
+
+@dataclasses.dataclass(frozen=True)
+class Claim:
+  """A sentence, whether the numbers bear it out (None: they are not there), and the numbers."""
+  text: str
+  holds: bool | None
+  numbers: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Roles:
+  """Which of the evaluated models is what."""
+  against: str  # the baseline of every win rate, '' where nothing was evaluated
+  pretrained: str = ''
+  aligned: tuple[str, ...] = ()  # trained by PPO, sampled plainly
+  tricks: tuple[str, ...] = ()  # the baseline with another temperature or the best of several samples
+
+  @property
+  def best(self) -> str:
+    """The aligned model that is spoken of first: the one with pretraining gradient where there is one."""
+    named = [name for name in self.aligned if 'ptx' in name]
+    return (named or list(self.aligned) or [''])[0]
+
+
+def roles(contents: Contents) -> Roles:
+  """Reads off the configs what each evaluated model is."""
+  evaluations = contents.of_kind('Evaluate')
+  if not evaluations:
+    return Roles('')
+  config = evaluations[-1].config
+  against, models = config.get('against', ''), config.get('models') or {}
+  base = (models.get(against) or {}).get('run')
+  pretrained, aligned, tricks = '', [], []
+  for name, sampled in models.items():
+    plain = sampled.get('temperature') == 1 and sampled.get('best_of') == 1 and not sampled.get('prefix')
+    run = contents.run(sampled.get('run', ''))
+    if run is None or name == against:
+      continue
+    if run.kind == 'PPO' and plain:
+      aligned.append(name)
+    elif run.name == base and not plain and not sampled.get('prefix'):
+      tricks.append(name)
+    elif run.kind == 'Language' and plain and not run.config.get('init_from'):
+      pretrained = pretrained or name
+  return Roles(against, pretrained, tuple(aligned), tuple(tricks))
+
+
+def claims(contents: Contents) -> list[Claim]:
+  """Every claim that this workdir's models allow."""
+  models, told = contents.results.get('models') or {}, roles(contents)
+  found: list[Claim] = []
+  if told.pretrained in models:
+    found.append(_beyond(models, told, told.pretrained, below=True))
+  if told.best in models:
+    found.append(_beyond(models, told, told.best, below=False))
+    entry = _wins(models, told, told.best)
+    if entry:
+      found.append(Claim(f'{told.best} wins at least {PPO_WINS:.0%} against {told.against}',
+                         entry['mean'] >= PPO_WINS, shown(entry)))
+    found += [_better(models, told, trick) for trick in told.tricks if trick in models]
+  found += [_gold_gain(models, told, trick) for trick in told.tricks
+            if trick in models and (_sampled(contents, trick).get('best_of') or 1) > 1]
+  found += _reward_claims(contents.results.get('reward_model') or {})
+  if told.best in models and told.against in models:
+    found.append(_loss_claim(models, told))
+  return [claim for claim in found if claim is not None]
+
+
+def verdict(contents: Contents) -> str:
+  """One sentence for the top of the page."""
+  models, told = contents.results.get('models') or {}, roles(contents)
+  entry = _wins(models, told, told.best) if told.best in models else None
+  unfinished = [run.name for run in contents.runs if not run.finished]
+  if entry:
+    way = ('is preferred to' if entry['low'] > 0.5 else 'is preferred less often than' if entry['high'] < 0.5
+           else 'cannot be told from')
+    return (f'{told.best} {way} {told.against}: it wins {percent(entry["mean"])} of {entry["n"]} held-out prompts '
+            f'(95 % interval {percent(entry["low"])} to {percent(entry["high"])}).')
+  if unfinished:
+    return f'Not finished: {", ".join(unfinished)}. What is there so far is shown below.'
+  return 'No evaluation against a baseline is in this workdir.'
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+  """0.7264 → '72.6 %'; '–' for None."""
+  return '–' if value is None else f'{100 * value:.{digits}f} %'
+
+
+def shown(entry: Mapping[str, Any]) -> str:
+  """A win rate with its interval."""
+  return f'{percent(entry["mean"])} [{percent(entry["low"])}, {percent(entry["high"])}]'
+
+
+def _sampled(contents: Contents, name: str) -> Mapping[str, Any]:
+  return (contents.of_kind('Evaluate')[-1].config.get('models') or {}).get(name) or {}
+
+
+def _wins(models: Mapping[str, Any], told: Roles, name: str) -> Mapping[str, Any] | None:
+  entry = models[name].get(f'win_rate_vs_{told.against}')
+  return entry if entry and entry.get('mean') is not None else None
+
+
+def _beyond(models: Mapping[str, Any], told: Roles, name: str, below: bool) -> Claim | None:
+  """Its interval does not touch the baseline's own against itself."""
+  entry = _wins(models, told, name)
+  if not entry:
+    return None
+  base = _wins(models, told, told.against) if told.against in models else None
+  edge = (base['low'] if below else base['high']) if base else 0.5
+  holds = entry['high'] < edge if below else entry['low'] > edge
+  numbers = shown(entry) + (f'; {told.against} against itself {shown(base)}' if base else '')
+  return Claim(f'{name} is {"worse" if below else "better"} than {told.against}, intervals apart', holds, numbers)
+
+
+def _better(models: Mapping[str, Any], told: Roles, trick: str) -> Claim | None:
+  entry, other = _wins(models, told, told.best), _wins(models, told, trick)
+  if not entry or not other:
+    return None
+  return Claim(f'{told.best} wins more than {trick}: what it learnt is more than sampling',
+               entry['mean'] > other['mean'], f'{shown(entry)} against {shown(other)}')
+
+
+def _gold_gain(models: Mapping[str, Any], told: Roles, trick: str) -> Claim | None:
+  gold, base = models[trick].get('gold'), (models.get(told.against) or {}).get('gold')
+  if gold is None or base is None:
+    return None
+  return Claim(f'{trick} gains in the judge’s score: the reward model is good enough to train against',
+               gold > base, f'{gold:.3f} against {base:.3f}')
+
+
+def _reward_claims(entry: Mapping[str, Any]) -> list[Claim]:
+  share = entry.get('accuracy_heldout_labelers')
+  if share is None:
+    return []
+  low, high = entry.get('accuracy_heldout_labelers_ci') or (share, share)
+  return [Claim(f'the reward model predicts held-out labelers above {HELDOUT_ACCURACY:.0%}',
+                share > HELDOUT_ACCURACY, f'{percent(share)} [{percent(low)}, {percent(high)}]')]
+
+
+def _loss_claim(models: Mapping[str, Any], told: Roles) -> Claim | None:
+  loss, base = models[told.best].get('pretraining_loss'), models[told.against].get('pretraining_loss')
+  if loss is None or base is None:
+    return None
+  return Claim(f'the pretraining loss of {told.best} is within {LOSS_RISE:.0%} of {told.against}’s',
+               loss <= base * (1 + LOSS_RISE), f'{loss:.3f} against {base:.3f} nats a token ({loss / base - 1:+.1%})')
