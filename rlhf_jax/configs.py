@@ -1,7 +1,10 @@
-"""Every setting of every run, as frozen dataclasses; plain Python, no jax, so that `list` and `--help` answer at once.
+"""Every setting of every run, as frozen dataclasses; plain Python, no jax, so that `list` and
+`--help` answer at once.
 
-A comment behind a field is its documentation: `--help` prints it. A field whose value the paper leaves open says
-"paper: not stated". Left out: anything computed at run time. A config is never filled in or changed after it was read.
+A comment behind a field is its documentation: `--help` prints it. A field whose value the paper
+leaves open says
+"paper: not stated". Left out: anything computed at run time. A config is never filled in or changed
+after it was read.
 """
 
 from dataclasses import dataclass, field
@@ -9,14 +12,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class Model:
-  """The decoder. The defaults are GPT-3's shape with rotary positions; `experiments/` says where a run departs."""
+  """The decoder. The defaults are GPT-3's shape with rotary positions; `experiments/` says where a
+  run departs.
+  """
   layers: int = 4  # decoder blocks, L
   width: int = 128  # residual width, D
   heads: int = 4  # query heads, N
   kv_heads: int = 0  # key/value heads, G; 0: as many as query heads
   head_size: int = 0  # H; 0: width / heads
   mlp: int = 0  # hidden width of the MLP, F; 0: 4 x width (GPT-3)
-  vocabulary: int = 0  # rows of the embedding table, V; 0: taken from the tokenizer, rounded up to a multiple of 64
+  vocabulary: int = 0  # number of ids; 0: the tokenizer's
   context: int = 128  # longest sequence in tokens
   norm: str = 'layer'  # 'layer' (GPT) or 'rms' (Llama)
   norm_epsilon: float = 1e-5  # added to the variance in the norm
@@ -26,17 +31,17 @@ class Model:
   rope_theta: float = 10000.0  # base of the rotary frequencies
   bias: bool = True  # biases in projections (GPT yes, Llama no)
   tied: bool = True  # the embedding table is the unembedding too
-  init_std: float = 0.02  # std of weights; projections back into the residual are divided by sqrt(2 L) (GPT-2)
-  dropout: float = 0.0  # residual dropout, active in SFT only (paper C.1: 0.2 in the 16-epoch recipe)
-  compute: str = 'float32'  # compute type, 'float32' or 'bfloat16'; master weights stay float32
+  init_std: float = 0.02  # std of weights; output projections: / sqrt(2 L) (GPT-2)
+  dropout: float = 0.0  # residual, in SFT only (paper C.1: 0.2 with 16 epochs)
+  compute: str = 'float32'  # compute type, or 'bfloat16'; master weights stay float32
   remat: bool = False  # recompute each block in the backward pass
-  scan: bool = False  # one compiled block for all layers: compile time no longer grows with depth
-  logits_chunk: int = 0  # positions a chunk when log-probs are taken, so [B, T, V] is never whole; 0: one chunk
+  scan: bool = False  # one compiled block for all layers: compile time is flat in depth
+  logits_chunk: int = 0  # positions a chunk of log-probs: [B, T, V] is never whole; 0: one chunk
 
 
 @dataclass(frozen=True)
 class Optimizer:
-  """Adam and its schedule; the schedule multiplies `learning_rate`, which is a traced leaf of the state."""
+  """Adam and its schedule; the schedule multiplies `learning_rate`, a traced leaf."""
   learning_rate: float = 3e-4  # peak
   warmup: int = 0  # steps of linear warm-up
   warmup_from: float = 0.0  # share of the peak where warm-up starts (PPO: 0.1)
@@ -61,43 +66,43 @@ class Mesh:
 class Source:
   """Where records come from: files as users have them, or a function that makes them."""
   kind: str = 'text'  # 'text', 'demonstrations', 'rankings' or 'prompts'
-  files: tuple[str, ...] = ()  # paths, absolute or below --data; .jsonl, .jsonl.gz or what `reader` understands
+  files: tuple[str, ...] = ()  # paths, absolute or below --data; .gz is fine
   reader: str = 'jsonl'  # how a file is laid out, see rlhf_jax/data/readers.py
-  make: str = ''  # instead of files: 'module:function', called with (split, size, seed), yields records
+  make: str = ''  # instead of files: 'module:function' of (split, size, seed), yields records
   split: str = 'train'  # passed to `make`
   size: int = 0  # records to take; 0: all there are
-  seed: int = 0  # passed to `make`, and the order in which `size` records are chosen from files
+  seed: int = 0  # passed to `make`; the order in which `size` records are chosen
 
 
 @dataclass(frozen=True)
 class Tokenizer:
-  """A byte-level BPE trained on a run's own text; later runs inherit it from the run they start from."""
+  """A byte-level BPE trained on a run's own text; later runs inherit it."""
   vocabulary: int = 1024  # ids at most, the 256 bytes and the special tokens included
   file: str = ''  # instead: an existing tokenizer.json
 
 
 @dataclass(frozen=True)
 class Language:
-  """Next-token training: pretraining on text, or SFT on demonstrations with pretraining text mixed in."""
+  """Next-token training: pretraining on text, or SFT on demonstrations with text mixed in."""
   data: tuple[Source, ...] = ()  # 'text' sources (pretraining) or 'demonstrations' sources (SFT)
   init_from: str = ''  # run whose parameters are the start; empty: random
-  model: Model = Model()  # ignored when init_from is given, except dropout, compute, remat, scan, logits_chunk
+  model: Model = Model()  # with init_from only dropout, compute, remat, scan, logits_chunk
   tokenizer: Tokenizer = Tokenizer()  # ignored when init_from is given
   pretraining: tuple[Source, ...] = ()  # text mixed into SFT
-  pretraining_share: float = 0.0  # share of rows that are pretraining text (paper C.3: 0.1)
+  pretraining_share: float = 0.0  # share of rows that are text (paper C.3: 0.1)
   steps: int = 0  # optimizer steps; 0: `epochs` passes over the data
-  epochs: float = 1.0  # passes over the data (paper: 2 for the PPO initialisation, 16 for the SFT baseline)
+  epochs: float = 1.0  # passes over the data (paper: 2 for the PPO initialisation, 16 for SFT)
   batch: int = 32  # rows a step
   microbatch: int = 0  # rows a gradient-accumulation piece; 0: the whole batch
   length: int = 64  # tokens a packed row of text
-  prompt_length: int = 32  # longest prompt in tokens; demonstrations above it are refused and counted
+  prompt_length: int = 32  # longest prompt in tokens; longer ones are refused and counted
   response_length: int = 32  # longest response in tokens, eos included
   optimizer: Optimizer = Optimizer()
-  select: str = ''  # keep the parameters best by 'validation_loss' or 'reward' (paper C.1); empty: the last
+  select: str = ''  # keep what is best by 'validation_loss' or 'reward' (C.1); empty: the last
   reward: str = ''  # reward-model run that scores samples, for select='reward'
   prompts: tuple[Source, ...] = ()  # validation prompts, for select='reward'
   ema: float = 0.0  # decay of the average of the weights, per optimizer step; 0: off
-  heldout: float = 0.05  # share of each source kept for validation, by customer where known, else by prompt
+  heldout: float = 0.05  # share kept for validation, by customer where known, else by prompt
   evaluate_every: int = 100  # steps between validations; 0: at the end only
   seed: int = 0  # initial weights, batch order, dropout
   mesh: Mesh = Mesh()
@@ -111,7 +116,7 @@ class Collect:
   judge: str = ''  # 'module-or-file:function', (prompt, responses, labeler) -> Judgement
   labelers: tuple[str, ...] = ('',)  # names handed to the judge, one drawn a prompt
   labels: int = 1  # labelers a prompt; len(labelers) for agreement studies
-  calibration: str = ''  # Collect run whose calibrated judge is used; empty: calibrate here if the judge can
+  calibration: str = ''  # Collect run whose calibrated judge is used; empty: calibrate here
   k: tuple[int, int] = (4, 9)  # fewest and most completions of a prompt (paper: 4 to 9)
   temperature: float = 1.0  # of sampling
   prompt_length: int = 32  # longest prompt in tokens
@@ -123,41 +128,49 @@ class Collect:
 
 @dataclass(frozen=True)
 class Reward:
-  """A reward model from K-way rankings: one element is one prompt with all its completions (paper §3.5)."""
-  init_from: str = 'sft'  # run whose trunk is the start; the unembedding gives way to a scalar head
+  """A reward model from K-way rankings: one element is a prompt with its completions (paper
+  §3.5).
+  """
+  init_from: str = 'sft'  # run whose trunk is the start, with a scalar head
   data: str | tuple[Source, ...] = 'rankings'  # Collect run, or 'rankings' sources
-  heldout_data: str | tuple[Source, ...] = ()  # rankings of held-out prompts, for accuracy and calibration
-  demonstrations: str = ''  # Language run whose demonstrations get mean score 0; empty: init_from
+  heldout_data: str | tuple[Source, ...] = ()  # rankings of held-out prompts
+  demonstrations: str = ''  # Language run whose demonstrations score 0; empty: init_from
   k_max: int = 9  # completions of a prompt, padded to this
   batch: int = 64  # prompts a step (paper C.2: 64)
   microbatch: int = 0  # prompts a gradient-accumulation piece; 0: the whole batch
   epochs: float = 1.0  # paper C.2: 1; more overfits
   prompt_length: int = 32
   response_length: int = 32
-  optimizer: Optimizer = Optimizer(learning_rate=9e-6)  # paper C.2, 6B: 9e-6, cosine to 10 %
+  optimizer: Optimizer = Optimizer(learning_rate=9e-6)  # paper C.2, 6B
   heldout: float = 0.05  # share of prompts kept for validation
   evaluate_every: int = 0  # steps between validations; 0: at the end only
   seed: int = 0
   mesh: Mesh = Mesh()
 
 
+# Paper C.4: warm-up over 10 iterations from a tenth of the peak, then constant; value model 9e-6.
+PPO_OPTIMIZER = Optimizer(learning_rate=9e-6, warmup=10, warmup_from=0.1, schedule='constant')
+
+
 @dataclass(frozen=True)
 class PPO:
-  """PPO against a reward model with a per-token KL penalty and the pretraining gradient (paper Eq. 2, C.4)."""
+  """PPO against a reward model with a KL penalty and the pretraining gradient (paper Eq. 2,
+  C.4).
+  """
   policy: str = 'sft'  # run that is the start and the KL reference
-  reward: str = 'reward'  # reward-model run, also the start of the value model; or 'module-or-file:function'
-  value: str = ''  # run the value model starts from; empty: the reward run, or the policy's trunk with a zero head
+  reward: str = 'reward'  # reward-model run (and the value's start), or 'module-or-file:function'
+  value: str = ''  # the value model's start; empty: the reward run, or the policy with a zero head
   prompts: tuple[Source, ...] = ()  # 'prompts' sources
   pretraining: tuple[Source, ...] = ()  # 'text' sources of the ptx gradient
   episodes: int = 512  # rollouts an update (paper: 512)
   minibatch: int = 64  # episodes a minibatch (paper: 64)
-  microbatch: int = 0  # episodes a gradient-accumulation piece of a minibatch; 0: the whole minibatch
+  microbatch: int = 0  # episodes a gradient-accumulation piece; 0: the whole minibatch
   epochs: int = 1  # passes over an update's episodes (paper: 1)
   updates: int = 500  # paper: 256k episodes / 512
   kl_coef: float = 0.02  # beta, per token (paper: 0.02, fixed)
-  kl_target: float = 0.0  # nats a sequence for the adaptive controller (Ziegler 2019); 0: fixed kl_coef
+  kl_target: float = 0.0  # nats a sequence, adaptive controller (Ziegler 2019); 0: fixed kl_coef
   kl_horizon: int = 10000  # episodes over which the controller acts
-  ptx_coef: float = 27.8  # gamma, on the mean loss per token (paper: 27.8, reduction not stated)
+  ptx_coef: float = 27.8  # gamma, on the mean loss a token (paper: 27.8, reduction not stated)
   ptx_ratio: float = 8.0  # pretraining rows for each episode (paper: 8); 0: the pass is absent
   clip: float = 0.2  # of the probability ratio (paper: 0.2)
   value_clip: float = 0.0  # of the value's move; 0: off. paper: not stated
@@ -165,27 +178,25 @@ class PPO:
   gae_lambda: float = 0.95  # paper: not stated; Stiennon 2020: 0.95
   temperature: float = 1.0  # of the rollout, in every log-prob of ratio and KL (paper: 1)
   whiten: bool = True  # advantages over the update's valid tokens. paper: not stated
-  no_eos_penalty: float = 1.0  # subtracted from the score of a response that never ended. paper: not stated
-  ema: float = 0.992  # decay of the average of the policy's weights, per optimizer step (paper: 0.992)
+  no_eos_penalty: float = 1.0  # off the score of a response that never ended. paper: not stated
+  ema: float = 0.992  # decay of the policy's average, per optimizer step (paper: 0.992)
   prompt_length: int = 32
   response_length: int = 32
   text_length: int = 64  # tokens a packed row of pretraining text
   rollout_chunks: int = 1  # prompts are rolled out in this many pieces, so that the cache fits
-  policy_optimizer: Optimizer = Optimizer(
-    learning_rate=9e-6, warmup=10, warmup_from=0.1, schedule='constant')  # warm-up in updates (paper: 10, from a tenth)
-  value_optimizer: Optimizer = Optimizer(
-    learning_rate=9e-6, warmup=10, warmup_from=0.1, schedule='constant')  # paper C.4: 9e-6
+  policy_optimizer: Optimizer = PPO_OPTIMIZER  # its steps are updates; the paper prints no peak
+  value_optimizer: Optimizer = PPO_OPTIMIZER  # paper C.4: 9e-6
   evaluate_every: int = 0  # updates between evaluations on fixed prompts; 0: off
   evaluation_prompts: tuple[Source, ...] = ()  # the fixed prompts
   evaluation_size: int = 128  # how many of them
-  judge: str = ''  # 'module-or-file:function' for win rate and flags in these evaluations
+  judge: str = ''  # 'module-or-file:function' for win rate and flags in them
   seed: int = 0
   mesh: Mesh = Mesh()
 
 
 @dataclass(frozen=True)
 class Sampled:
-  """A way to get responses for an evaluation: a run, how it is sampled, and what is put before the prompt."""
+  """A way to get responses for an evaluation: a run, its sampling, and what precedes the prompt."""
   run: str = ''  # Language or PPO run
   temperature: float = 1.0  # of sampling; 0: greedy
   best_of: int = 1  # keep the response the reward model scores highest of so many
@@ -195,13 +206,13 @@ class Sampled:
 @dataclass(frozen=True)
 class Evaluate:
   """Held-out prompts, sampled from several models, judged: the numbers of results.json."""
-  models: dict[str, Sampled] = field(default_factory=dict)  # name in results.json -> how its responses are made
+  models: dict[str, Sampled] = field(default_factory=dict)  # name -> how
   against: str = 'sft'  # entry of `models` that every win rate is against
   reward: str = ''  # reward-model run, for proxy scores and best-of-n
   prompts: tuple[Source, ...] = ()  # held-out 'prompts' sources
   text: tuple[Source, ...] = ()  # held-out text for the pretraining loss
   judge: str = ''  # 'module-or-file:function'
-  rankings: str | tuple[Source, ...] = ''  # held-out rankings by every labeler: a Collect run, or 'rankings' sources
+  rankings: str | tuple[Source, ...] = ''  # held-out, by every labeler: a run or sources
   prompt_length: int = 32
   response_length: int = 32
   text_length: int = 64
@@ -214,8 +225,10 @@ Run = Language | Collect | Reward | PPO | Evaluate
 
 
 class BadInput(ValueError):
-  """A mistake of the user's, told in one line that names file, line, field and the fix; exit code 2, no traceback."""
+  """A mistake of the user's, told in one line with file, line, field and fix; exit code 2."""
 
 
 class OutOfReach(Exception):
-  """Work that cannot go on for a reason outside the program (a non-finite loss, say); exit code 1, one line."""
+  """Work that cannot go on for a reason outside the program, such as a loss that is not finite;
+  exit code 1.
+  """

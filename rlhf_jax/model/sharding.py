@@ -22,12 +22,13 @@ RULES: Mapping[str, str | tuple[str, ...]] = {
   'kv_heads': 'tensor',
   'mlp': 'tensor',
   # By vocabulary only: a table split along the width is gathered again for every decoded token.
-  'vocabulary': 'tensor',
+  'vocabulary': 'tensor'
 }
 
 
 def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
-  """Mesh ('data', 'fsdp', 'tensor') over the first data·fsdp·tensor devices; data = -1 takes all that are left.
+  """Mesh ('data', 'fsdp', 'tensor') over the first data·fsdp·tensor devices; data = -1 takes all
+  that are left.
 
   Raises:
     BadInput: if there are too few devices.
@@ -37,21 +38,25 @@ def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding
   data = len(devices) // inner if config.data == -1 else config.data
   shape = (data, config.fsdp, config.tensor)
   if min(shape) < 1 or math.prod(shape) > len(devices):
-    raise configs.BadInput(f'mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} needs '
-                           f'{max(1, data) * inner} devices, there are {len(devices)}')
+    raise configs.BadInput(
+      f'mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} needs '
+      f'{max(1, data) * inner} devices, there are {len(devices)}')
   return jax.make_mesh(shape, ('data', 'fsdp', 'tensor'), (AxisType.Auto,) * 3,
                        devices=devices[:math.prod(shape)])
 
 
 def check_divides(mesh: jax.sharding.Mesh, sizes: Mapping[str, int]) -> None:
-  """Raises BadInput naming the axis if a size is not divided by its mesh axes; keys 'NAME (logical axis)'."""
+  """Raises BadInput naming the axis if a size is not divided by its mesh axes; keys 'NAME (logical
+  axis)'.
+  """
   for name, size in sizes.items():
     axis = name[name.index('(') + 1:-1]
     rule = RULES[axis]
     parts = math.prod(mesh.shape[a] for a in ((rule,) if isinstance(rule, str) else rule))
     if size % parts:
-      raise configs.BadInput(f'{name} = {size} is not divided by mesh axis {rule} of {parts} devices: '
-                             f'take a multiple of {parts}')
+      raise configs.BadInput(
+        f'{name} = {size} is not divided by mesh axis {rule} of {parts} devices: '
+        f'take a multiple of {parts}')
 
 
 def spec(axes: tuple[str | None, ...], without: tuple[str, ...] = ()) -> PartitionSpec:
@@ -61,23 +66,29 @@ def spec(axes: tuple[str | None, ...], without: tuple[str, ...] = ()) -> Partiti
     if isinstance(rule, tuple):
       return tuple(a for a in rule if a not in without) or None
     return None if rule in without else rule
+
   return PartitionSpec(*(place(a) for a in axes))
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-  """Pins an intermediate value to its logical axes; without a mesh (a plain function call) it does nothing."""
+  """Pins an intermediate value to its logical axes; without a mesh (a plain function call) it does
+  nothing.
+  """
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
 def for_decoding(params: Any, axes: Any, dtype: Any) -> Any:
-  """Matrices in the compute type, gathered over `fsdp` once, so that decoding does not gather them for each token."""
+  """Matrices in the compute type, gathered over `fsdp` once, so that decoding does not gather them
+  for each token.
+  """
   def one(x, names):
     x = x.astype(dtype) if x.ndim > 1 else x
     if jax.sharding.get_abstract_mesh().empty:
       return x
     return jax.lax.with_sharding_constraint(x, spec(names, without=('fsdp',)))
+
   return jax.tree.map(one, params, axes)
 
 
@@ -90,11 +101,14 @@ def state_shardings(mesh: jax.sharding.Mesh, shapes: Any, axes: Any) -> Any:
 
   Args:
     shapes: tree of arrays or ShapeDtypeStructs.
-    axes: logical axes of the parameters (a tree of tuples, or several such trees merged). A leaf of `shapes` whose
+    axes: logical axes of the parameters (a tree of tuples, or several such trees merged). A leaf of
+      `shapes` whose
       path ends in a parameter's path lies as that parameter does; every other leaf is replicated.
   """
-  table = {_keys(p): a for p, a in jax.tree_util.tree_flatten_with_path(
-    axes, is_leaf=lambda a: isinstance(a, tuple))[0]}
+  table = {
+    _keys(p): a for p, a in jax.tree_util.tree_flatten_with_path(
+      axes, is_leaf=lambda a: isinstance(a, tuple))[0]
+  }
   longest = max((len(k) for k in table), default=0)
 
   def one(path, leaf):
@@ -104,10 +118,13 @@ def state_shardings(mesh: jax.sharding.Mesh, shapes: Any, axes: Any) -> Any:
       if names is not None and len(names) == len(leaf.shape):
         return NamedSharding(mesh, spec(names))
     return NamedSharding(mesh, PartitionSpec())
+
   return jax.tree_util.tree_map_with_path(one, shapes)
 
 
 def batch_shardings(mesh: jax.sharding.Mesh, batch: Any) -> Any:
   """The first axis of every array over data x fsdp."""
   return jax.tree.map(
-    lambda x: NamedSharding(mesh, PartitionSpec(('data', 'fsdp')) if len(x.shape) else PartitionSpec()), batch)
+    lambda x: NamedSharding(mesh,
+                            PartitionSpec(('data', 'fsdp'))
+                            if len(x.shape) else PartitionSpec()), batch)

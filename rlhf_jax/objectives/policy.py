@@ -1,7 +1,10 @@
-"""PPO for sequences: rewards a token with the KL penalty, GAE, the clipped losses, KL estimators, the KL controller.
+"""PPO for sequences: rewards a token with the KL penalty, GAE, the clipped losses, KL estimators,
+the KL controller.
 
-Enter: arrays over response tokens [B, R], right-padded, with a mask. Leave: arrays of the same shape, or scalars.
-Left out: entropy bonus (none in the paper), dual clip, reward whitening. Everything here is float32.
+Enter: arrays over response tokens [B, R], right-padded, with a mask. Leave: arrays of the same
+shape, or scalars.
+Left out: entropy bonus (none in the paper), dual clip, reward whitening. Everything here is
+float32.
 """
 
 import chex
@@ -10,7 +13,9 @@ import jax.numpy as jnp
 
 
 def last_token(mask: chex.Array) -> chex.Array:
-  """bool [B, R], true at the last true position of each row (eos, or the last token of a cut response)."""
+  """bool [B, R], true at the last true position of each row (eos, or the last token of a cut
+  response).
+  """
   after = jnp.concatenate([mask[:, 1:], jnp.zeros_like(mask[:, :1])], axis=1)
   return mask & ~after
 
@@ -29,12 +34,13 @@ def reward_per_token(score: chex.Array, kl: chex.Array, kl_coef: chex.Array | fl
     mask: bool [B, R] of response tokens, eos included.
   """
   chex.assert_rank([score, kl, mask], [1, 2, 2])
-  rewards = -kl_coef * kl.astype(jnp.float32) + last_token(mask) * score.astype(jnp.float32)[:, None]
+  rewards = -kl_coef * kl.astype(jnp.float32) + last_token(mask) * score.astype(jnp.float32)[:,
+                                                                                             None]
   return jnp.where(mask, rewards, 0.0)
 
 
-def gae(rewards: chex.Array, values: chex.Array, mask: chex.Array, discount: float, lam: float
-        ) -> tuple[chex.Array, chex.Array]:
+def gae(rewards: chex.Array, values: chex.Array, mask: chex.Array, discount: float,
+        lam: float) -> tuple[chex.Array, chex.Array]:
   """Generalised advantage estimation over the response; the value after the last token is 0.
 
   δ_t = R_t + γ·V_{t+1} − V_t,  A_t = δ_t + γλ·A_{t+1},  G_t = A_t + V_t      (Schulman et al. 2016)
@@ -57,10 +63,12 @@ def gae(rewards: chex.Array, values: chex.Array, mask: chex.Array, discount: flo
 
 
 def whiten(values: chex.Array, mask: chex.Array, shift: bool = True) -> chex.Array:
-  """Mean 0 and (population) variance 1 over the masked positions; 0 elsewhere. `shift=False` keeps the mean."""
+  """Mean 0 and (population) variance 1 over the masked positions; 0 elsewhere. `shift=False` keeps
+  the mean.
+  """
   count = jnp.maximum(jnp.sum(mask), 1)
   mean = jnp.sum(jnp.where(mask, values, 0.0)) / count
-  variance = jnp.sum(jnp.where(mask, (values - mean) ** 2, 0.0)) / count
+  variance = jnp.sum(jnp.where(mask, (values - mean)**2, 0.0)) / count
   white = (values - mean) * jax.lax.rsqrt(variance + 1e-8)
   return jnp.where(mask, white if shift else white + mean, 0.0)
 
@@ -69,10 +77,12 @@ def policy_loss(logprobs: chex.Array, old_logprobs: chex.Array, advantages: chex
                 mask: chex.Array, clip: float) -> tuple[chex.Array, chex.Array, chex.Array]:
   """The clipped surrogate, a token.
 
-  ρ_t = exp(log π(y_t) − log π_old(y_t));  L_t = max(−A_t·ρ_t, −A_t·clip(ρ_t, 1−ε, 1+ε))   (Schulman 2017)
+  ρ_t = exp(log π(y_t) − log π_old(y_t));  L_t = max(−A_t·ρ_t, −A_t·clip(ρ_t, 1−ε, 1+ε))   (Schulman
+  2017)
 
   Returns:
-    losses [B, R], ratio [B, R] (1 outside the mask), clipped bool [B, R] (the clipped branch decides).
+    losses [B, R], ratio [B, R] (1 outside the mask), clipped bool [B, R] (the clipped branch
+    decides).
   """
   chex.assert_equal_shape([logprobs, old_logprobs, advantages, mask])
   # Outside the mask log-probs mean nothing and may be -inf: 0 there keeps NaN out of the gradient.
@@ -82,28 +92,30 @@ def policy_loss(logprobs: chex.Array, old_logprobs: chex.Array, advantages: chex
   return jnp.maximum(plain, bounded), ratio, mask & (bounded > plain)
 
 
-def value_loss(values: chex.Array, old_values: chex.Array, returns: chex.Array, clip: float
-               ) -> chex.Array:
+def value_loss(values: chex.Array, old_values: chex.Array, returns: chex.Array,
+               clip: float) -> chex.Array:
   """½·max((V−G)², (V_old + clip(V−V_old, ±c) − G)²) a token [B, R]; without clipping where c = 0.
 
   (lm-human-preferences; the paper does not say whether values are clipped.)
   """
   chex.assert_equal_shape([values, old_values, returns])
-  error = (values - returns) ** 2
+  error = (values - returns)**2
   if clip:
     bounded = old_values + jnp.clip(values - old_values, -clip, clip)
-    error = jnp.maximum(error, (bounded - returns) ** 2)
+    error = jnp.maximum(error, (bounded - returns)**2)
   return 0.5 * error
 
 
-def kl_estimates(logprobs: chex.Array, reference_logprobs: chex.Array
-                 ) -> tuple[chex.Array, chex.Array, chex.Array]:
-  """k1, k2, k3 of KL(π‖π_ref) from samples of π, elementwise (Schulman's "Approximating KL divergence").
+def kl_estimates(logprobs: chex.Array,
+                 reference_logprobs: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
+  """k1, k2, k3 of KL(π‖π_ref) from samples of π, elementwise (Schulman's "Approximating KL
+  divergence").
 
-  With r = π_ref/π: k1 = −ln r (unbiased, signed), k2 = ½(ln r)² (biased), k3 = (r − 1) − ln r (unbiased, ≥ 0).
+  With r = π_ref/π: k1 = −ln r (unbiased, signed), k2 = ½(ln r)² (biased), k3 = (r − 1) − ln r
+  (unbiased, ≥ 0).
   """
   log_ratio = reference_logprobs - logprobs
-  return -log_ratio, 0.5 * log_ratio ** 2, jnp.expm1(log_ratio) - log_ratio
+  return -log_ratio, 0.5 * log_ratio**2, jnp.expm1(log_ratio) - log_ratio
 
 
 def adapt_kl_coef(kl_coef: chex.Array, kl: chex.Array, target: float, episodes: int,
@@ -124,6 +136,6 @@ def explained_variance(values: chex.Array, returns: chex.Array, mask: chex.Array
   """1 − E[(G−V)²] / Var[G] over the masked positions."""
   count = jnp.maximum(jnp.sum(mask), 1)
   mean = jnp.sum(jnp.where(mask, returns, 0.0)) / count
-  variance = jnp.sum(jnp.where(mask, (returns - mean) ** 2, 0.0)) / count
-  error = jnp.sum(jnp.where(mask, (returns - values) ** 2, 0.0)) / count
+  variance = jnp.sum(jnp.where(mask, (returns - mean)**2, 0.0)) / count
+  error = jnp.sum(jnp.where(mask, (returns - values)**2, 0.0)) / count
   return 1.0 - error / (variance + 1e-8)

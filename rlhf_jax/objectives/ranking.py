@@ -1,6 +1,7 @@
 """The reward model's loss on K-way rankings (InstructGPT Eq. 1).
 
-Enter: scores and ranks of K completions a prompt. Leave: one loss a prompt, and the count of pairs ordered rightly.
+Enter: scores and ranks of K completions a prompt. Leave: one loss a prompt, and the count of pairs
+ordered rightly.
 Left out: Plackett-Luce and best-of-K softmax (other objectives, not the paper's).
 """
 
@@ -16,8 +17,8 @@ def pair_mask(ranks: chex.Array, present: chex.Array) -> chex.Array:
   return better & present[:, :, None] & present[:, None, :]
 
 
-def ranking_loss(scores: chex.Array, ranks: chex.Array, present: chex.Array
-                 ) -> tuple[chex.Array, chex.Array, chex.Array]:
+def ranking_loss(scores: chex.Array, ranks: chex.Array,
+                 present: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
   """Mean of −log σ(r_w − r_l) over the non-tied pairs of each prompt.
 
   loss_b = (1/|pairs_b|) Σ_{(w,l) ∈ pairs_b} softplus(−(r_w − r_l))      (Ouyang et al. 2022, Eq. 1)
@@ -40,5 +41,5 @@ def ranking_loss(scores: chex.Array, ranks: chex.Array, present: chex.Array
   # where() before softplus as well: scores of absent completions may be anything.
   losses = jnp.where(mask, jax.nn.softplus(-jnp.where(mask, margin, 0.0)), 0.0)
   right = jnp.where(mask, (margin > 0) + 0.5 * (margin == 0), 0.0)
-  return (jnp.sum(losses, axis=(1, 2)) / jnp.maximum(pairs, 1.0), jnp.sum(right, axis=(1, 2)),
-          pairs)
+  return (jnp.sum(losses, axis=(1, 2)) / jnp.maximum(pairs, 1.0), jnp.sum(right,
+                                                                          axis=(1, 2)), pairs)

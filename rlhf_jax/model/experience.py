@@ -1,0 +1,73 @@
+"""From sampled rows to scores, log-probabilities and values.
+
+Enter: rows of tokens in the one layout (prompt left-padded, response right-padded). Leave: numbers
+per response token, or per
+row. No training config is known here, so PPO, collecting, evaluating and sampling all ask the same
+functions.
+Left out: packing several responses into a row.
+"""
+
+import chex
+import flax.struct
+import jax.numpy as jnp
+
+from rlhf_jax import configs
+from rlhf_jax.model import generate, transformer
+from rlhf_jax.objectives import likelihood
+
+
+@flax.struct.dataclass
+class Experience:
+  """What PPO learns from; fixed over all its epochs."""
+
+  rollout: generate.Rollout
+  score: chex.Array  # float32 [B]
+  kl: chex.Array  # float32 [B, R], k1 a token
+  values: chex.Array  # float32 [B, R]
+  advantages: chex.Array  # float32 [B, R]
+  returns: chex.Array  # float32 [B, R]
+
+
+def response_logprobs(config: configs.Model, params: transformer.Params, tokens: chex.Array,
+                      valid: chex.Array, length: int, temperature: float = 1.0) -> chex.Array:
+  """log p of the last `length` tokens of every row given all before: float32 [B, R]. No dropout."""
+  hidden = transformer.hidden(config, params, tokens, valid)[:, -length - 1:-1]
+  return likelihood.token_logprobs(hidden, transformer.unembedding(params), tokens[:, -length:],
+                                   config.vocabulary, temperature, config.logits_chunk)
+
+
+def next_token_losses(config: configs.Model, params: transformer.Params, rows: dict,
+                      dropout_key: chex.PRNGKey | None = None) -> tuple[chex.Array, chex.Array]:
+  """−log p of every next token.
+
+  Args:
+    rows: 'tokens' int, 'valid' bool, 'mask' bool, each [B, T]; mask is true where a token is a
+      target.
+
+  Returns:
+    losses float32 [B, T−1]; bool [B, T−1], true at targets.
+  """
+  hidden = transformer.hidden(config, params, rows['tokens'], rows['valid'], dropout_key)
+  logprobs = likelihood.token_logprobs(hidden[:, :-1], transformer.unembedding(params),
+                                       rows['tokens'][:, 1:], config.vocabulary,
+                                       chunk=config.logits_chunk)
+  return -logprobs, rows['mask'][:, 1:]
+
+
+def response_values(config: configs.Model, params: transformer.Params, tokens: chex.Array,
+                    valid: chex.Array, length: int) -> chex.Array:
+  """The scalar head *before* each of the last `length` tokens is read: float32 [B, R]."""
+  hidden = transformer.hidden(config, params, tokens, valid)[:, -length - 1:-1]
+  return transformer.scalars(params, hidden)
+
+
+def scores(config: configs.Model, params: transformer.Params, tokens: chex.Array,
+           valid: chex.Array) -> chex.Array:
+  """The scalar head at the last valid token of each row (eos, or the last of a cut response):
+  float32 [B].
+  """
+  hidden = transformer.hidden(config, params, tokens, valid)
+  # The last true position whatever the padding: argmax finds the first maximum of the reversed
+  # mask.
+  last = valid.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
+  return transformer.scalars(params, jnp.take_along_axis(hidden, last[:, None, None], axis=1))[:, 0]

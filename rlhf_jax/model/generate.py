@@ -1,0 +1,116 @@
+"""Sampling: prompts in, a Rollout out.
+
+Enter: left-padded prompts. Leave: tokens, masks and the sampler's own log-probabilities.
+Prefill fills a key/value cache; a while_loop adds a token at a time and ends when every response
+has ended.
+Left out: top-k and top-p (the behaviour policy would no longer be the policy in PPO's ratio),
+beams, speculation.
+"""
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from rlhf_jax import configs
+from rlhf_jax.model import sharding, transformer
+from rlhf_jax.objectives import likelihood
+
+
+@flax.struct.dataclass
+class Rollout:
+  """Sampled rows: the prompt left-padded in P, the response right-padded in R."""
+
+  tokens: chex.Array  # int32 [B, P+R]
+  valid: chex.Array  # bool [B, P+R], every real token
+  mask: chex.Array  # bool [B, R], response tokens, eos included
+  logprobs: (
+    chex.Array
+  )  # float32 [B, R], of the sampled tokens at the sampling temperature; 0 outside the mask
+
+
+def ended(rollout: Rollout, eos: int) -> chex.Array:
+  """bool [B], true where the response holds eos."""
+  responses = rollout.tokens[:, -rollout.mask.shape[1]:]
+  return jnp.any((responses == eos) & rollout.mask, axis=1)
+
+
+def _prefill(config, params, prompts, valid, length):
+  """Hidden state of the last prompt token [B, D], and a cache with room for `length` more."""
+  positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+  causal = jnp.tril(jnp.ones((prompts.shape[1],) * 2, bool))
+  hidden, cache = transformer.run_blocks(config, params, prompts, positions,
+                                         causal & valid[:, None, :], keep_cache=True)
+  room = lambda c: jnp.pad(c, [(0, length) if i == c.ndim - 3 else (0, 0) for i in range(c.ndim)])
+  return hidden[:, -1], jax.tree.map(room, cache)
+
+
+def generate(config: configs.Model, params: transformer.Params, prompts: chex.Array,
+             valid: chex.Array, key: chex.PRNGKey, *, length: int, temperature: float, eos: int,
+             pad: int) -> Rollout:
+  """Samples one response a prompt.
+
+  Args:
+    config, params: the policy; params as `sharding.for_decoding` gives them.
+    prompts, valid: int / bool [B, P], left-padded.
+    key: one key; step t uses fold_in(key, t), so a row's tokens do not depend on when others end.
+    length: R, the most tokens of a response, eos included.
+    temperature: divides the logits; 0 takes the most likely token (log-probs are then those at
+      temperature 1).
+    eos: id that ends a response. pad: id written after it.
+  """
+  chex.assert_equal_shape([prompts, valid])
+  batch, prompt_length = prompts.shape
+  table = transformer.unembedding(params)
+  last, cache = _prefill(config, params, prompts, valid, length)
+  slots = jnp.pad(valid, ((0, 0), (0, length)), constant_values=True)
+  count = jnp.sum(valid, axis=1)
+
+  def sample(hidden, step):
+    logits = likelihood.logits_of(hidden, table, config.vocabulary, temperature or 1.0)
+    logits = sharding.constrain(logits, 'batch', None)
+    if temperature:
+      token = jax.random.categorical(jax.random.fold_in(key, step), logits)
+    else:
+      token = jnp.argmax(logits, axis=-1)
+    chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
+    return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
+
+  def unfinished(carry):
+    step, _, _, _, done, _, _ = carry
+    return (step < length) & ~jnp.all(done)
+
+  def decode(carry):
+    step, hidden, tokens, logprobs, done, mask, cache = carry
+    token, logprob = sample(hidden, step)
+    token = jnp.where(done, pad, token)
+    put = lambda array, column: jax.lax.dynamic_update_slice_in_dim(array, column[:, None], step,
+                                                                    axis=1)
+    tokens, mask = put(tokens, token), put(mask, ~done)
+    logprobs = put(logprobs, jnp.where(done, 0.0, logprob))
+    look = slots & (jnp.arange(prompt_length + length) <= prompt_length + step)
+    hidden, cache = transformer.run_blocks(config, params, token[:, None], (count + step)[:, None],
+                                           look[:, None, :], cache, prompt_length + step)
+    return step + 1, hidden[:, 0], tokens, logprobs, done | (token == eos), mask, cache
+
+  start = (0, last, jnp.full((batch, length), pad, jnp.int32), jnp.zeros(
+    (batch, length)), jnp.zeros((batch,), bool), jnp.zeros((batch, length), bool), cache)
+  _, _, tokens, logprobs, _, mask, _ = jax.lax.while_loop(unfinished, decode, start)
+  return Rollout(tokens=jnp.concatenate([prompts, tokens], axis=1),
+                 valid=jnp.concatenate([valid, mask], axis=1), mask=mask, logprobs=logprobs)
+
+
+def generate_in_chunks(config: configs.Model, params: transformer.Params, prompts: chex.Array,
+                       valid: chex.Array, key: chex.PRNGKey, chunks: int, **options) -> Rollout:
+  """`generate` for `chunks` equal groups of prompts, one after the other, so that the cache of one
+  group fits.
+  """
+  if chunks == 1:
+    return generate(config, params, prompts, valid, key, **options)
+  # Interleaved, so that every device keeps its own rows.
+  split = lambda x: x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
+  join = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+  rollouts = jax.lax.map(
+    lambda group: generate(config, params, group[0], group[1], group[2], **options),
+    (split(prompts), split(valid), jax.random.split(key, chunks)))
+  return jax.tree.map(join, rollouts)

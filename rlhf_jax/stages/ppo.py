@@ -1,0 +1,370 @@
+"""PPO-ptx: rollout, reward, advantages and every gradient step of an update in one pure function.
+
+Enter: a policy, a reward model (or a jittable function), prompts, pretraining text. Leave: an
+aligned policy.
+`update` is the algorithm of InstructGPT §3.5 and App. C.4, read from top to bottom; nothing in it
+leaves the device.
+Left out: entropy bonus, reward whitening, best-checkpoint selection (the paper picks by human
+rating).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import chex
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlhf_jax import configs
+from rlhf_jax.data import batches as data_batches
+from rlhf_jax.data import builders, records
+from rlhf_jax.model import experience, generate, sharding, transformer
+from rlhf_jax.objectives import likelihood
+from rlhf_jax.objectives import policy as objective
+from rlhf_jax.stages import stage, validation
+
+SHOWN = 4  # rollouts of an update that are written to samples.jsonl
+
+
+@flax.struct.dataclass
+class State:
+  """What an update changes. Coefficients and learning rates are data: one executable serves a whole
+  sweep.
+  """
+
+  step: chex.Array
+  policy: stage.Trained
+  value: stage.Trained
+  kl_coef: chex.Array  # β; the adaptive controller writes it
+  ptx_coef: chex.Array  # γ
+  policy_learning_rate: chex.Array  # peak
+  value_learning_rate: chex.Array  # peak
+
+
+@flax.struct.dataclass
+class Models:
+  """What `update` knows of the models; static."""
+
+  policy: configs.Model = flax.struct.field(pytree_node=False)
+  value: configs.Model = flax.struct.field(pytree_node=False)
+  policy_axes: Any = flax.struct.field(pytree_node=False)
+  score: Any = flax.struct.field(
+    pytree_node=False)  # (reward parameters, tokens, valid, mask) -> float [B]
+  eos: int = flax.struct.field(pytree_node=False)
+  pad: int = flax.struct.field(pytree_node=False)
+
+
+# ----- the
+# update
+
+
+def update(config: configs.PPO, models: Models, state: State, frozen: dict, batch: dict,
+           key: chex.PRNGKey) -> tuple[State, dict]:
+  """One update: roll out, score, estimate advantages, then epochs of minibatches.
+
+  Args:
+    models: configs of the models and ids; static.
+    frozen: {'reference': policy parameters, 'reward': reward parameters or None}; read only.
+    batch: {'prompts': {'tokens', 'valid'} [B, P], 'pretraining': {'tokens', 'valid', 'mask'}
+      [B·ratio, T] if any}.
+    key: a fresh key for this update.
+
+  Returns:
+    state; metrics, float32 scalars, and 'samples' of the first few rows.
+  """
+  key_sample, key_shuffle = jax.random.split(key)
+  policy, length = models.policy, config.response_length
+
+  decoding = sharding.for_decoding(state.policy.params, models.policy_axes, policy.compute)
+  prompts = batch['prompts']
+  rollout = generate.generate_in_chunks(policy, decoding, prompts['tokens'], prompts['valid'],
+                                        key_sample, config.rollout_chunks, length=length,
+                                        temperature=config.temperature, eos=models.eos,
+                                        pad=models.pad)
+
+  rows = (rollout.tokens, rollout.valid)
+  logprobs = rollout.logprobs
+  if (policy.compute != 'float32'
+     ):  # there the sampler and a fresh forward pass differ: the ratio needs the latter
+    logprobs = experience.response_logprobs(policy, state.policy.params, *rows, length,
+                                            config.temperature)
+  reference = experience.response_logprobs(policy, frozen['reference'], *rows, length,
+                                           config.temperature)
+  kl, _, kl_k3 = objective.kl_estimates(logprobs, reference)
+
+  score = models.score(frozen['reward'], *rows, rollout.mask).astype(jnp.float32)
+  ended = generate.ended(rollout, models.eos)
+  rewards = objective.reward_per_token(score - config.no_eos_penalty * ~ended, kl, state.kl_coef,
+                                       rollout.mask)
+  values = experience.response_values(models.value, state.value.params, *rows, length)
+  advantages, returns = objective.gae(rewards, values, rollout.mask, config.discount,
+                                      config.gae_lambda)
+  if config.whiten:
+    advantages = objective.whiten(advantages, rollout.mask)
+  seen = experience.Experience(rollout=rollout.replace(logprobs=logprobs), score=score, kl=kl,
+                               values=values, advantages=advantages, returns=returns)
+
+  state, metrics = epochs_of_minibatches(config, models, state, seen, batch.get('pretraining'),
+                                         key_shuffle)
+
+  mean = likelihood.masked_mean
+  kl_sequence = jnp.mean(jnp.sum(jnp.where(rollout.mask, kl, 0.0), axis=1))
+  metrics |= {
+    'score': jnp.mean(score),
+    'score_std': jnp.std(score),
+    'kl': kl_sequence,
+    'kl_k3': jnp.mean(jnp.sum(jnp.where(rollout.mask, kl_k3, 0.0), axis=1)),
+    'entropy': -mean(logprobs, rollout.mask),  # unbiased: the tokens are samples of the policy
+    'response_length': jnp.mean(jnp.sum(rollout.mask, axis=1)),
+    'eos_rate': jnp.mean(ended),
+    'explained_variance': objective.explained_variance(values, returns, rollout.mask),
+    'return': mean(returns, rollout.mask),
+    'kl_coef': state.kl_coef,
+    'ptx_coef': state.ptx_coef
+  }
+  if policy.compute != 'float32':
+    metrics['logprob_gap'] = mean(jnp.abs(logprobs - rollout.logprobs), rollout.mask)
+  if config.kl_target:
+    state = state.replace(kl_coef=objective.adapt_kl_coef(
+      state.kl_coef, kl_sequence, config.kl_target, config.episodes, config.kl_horizon))
+  metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+  metrics['samples'] = {
+    'tokens': rollout.tokens[:SHOWN], 'valid': rollout.valid[:SHOWN], 'score': score[:SHOWN],
+    'kl': jnp.sum(jnp.where(rollout.mask, kl, 0.0), axis=1)[:SHOWN]
+  }
+  return state.replace(step=state.step + 1), metrics
+
+
+def epochs_of_minibatches(config, models, state, seen, text, key):
+  """Shuffled minibatches, config.epochs times; text is dealt to the minibatches of an epoch."""
+  count = config.episodes // config.minibatch
+  orders = jax.vmap(lambda k: jax.random.permutation(k, config.episodes))(jax.random.split(
+    key, config.epochs))
+  orders = orders.reshape(config.epochs * count, config.minibatch)
+  deal = lambda x: x.reshape(x.shape[0] // count, count, *x.shape[1:]).swapaxes(0, 1)
+  text = None if text is None else jax.tree.map(deal, text)
+
+  def step(state, order):
+    number, order = order
+    piece = jax.tree.map(lambda x: x[order], seen)
+    some = None if text is None else jax.tree.map(lambda x: x[number % count], text)
+    return minibatch(config, models, state, piece, some)
+
+  state, metrics = jax.lax.scan(step, state, (jnp.arange(config.epochs * count), orders))
+  first = {'ratio_first': metrics.pop('ratio')[0], 'logprob_gap': metrics.pop('gap')[0]}
+  return state, jax.tree.map(jnp.mean, metrics) | first
+
+
+def minibatch(config, models, state, seen, text):
+  """One optimizer step of the policy (PPO gradient + γ · ptx gradient, added first) and one of the
+  value model.
+  """
+  rollout, length = seen.rollout, config.response_length
+  count = jnp.maximum(jnp.sum(rollout.mask),
+                      1)  # of the whole minibatch, so microbatches add up to its mean
+  pieces = stage.pieces_of(config.minibatch, config.microbatch, 'minibatch')
+
+  def policy_loss(params, piece):
+    mask, old = piece.rollout.mask, piece.rollout.logprobs
+    logprobs = experience.response_logprobs(models.policy, params, piece.rollout.tokens,
+                                            piece.rollout.valid, length, config.temperature)
+    losses, ratio, clipped = objective.policy_loss(logprobs, old, piece.advantages, mask,
+                                                   config.clip)
+    total = functools.partial(likelihood.weighted_sum, mask=mask, count=count)
+    loss, change = total(losses), logprobs - old
+    return loss, {
+      'policy_loss': loss, 'ratio': total(ratio), 'clip_fraction': total(clipped),
+      'approximate_kl': total(0.5 * change**2), 'gap': total(jnp.abs(change))
+    }
+
+  def value_loss(params, piece):
+    values = experience.response_values(models.value, params, piece.rollout.tokens,
+                                        piece.rollout.valid, length)
+    losses = objective.value_loss(values, piece.values, piece.returns, config.value_clip)
+    loss = likelihood.weighted_sum(losses, piece.rollout.mask, count)
+    return loss, {'value_loss': loss}
+
+  grads, metrics = stage.accumulate(policy_loss, state.policy.params, seen, pieces)
+  metrics['ppo_gradient_norm'] = optax.global_norm(grads)
+  if text is not None:
+    ptx_grads, ptx_loss = ptx_gradient(config, models, state, text)
+    grads = jax.tree.map(lambda g, p: g + state.ptx_coef * p, grads, ptx_grads)
+    metrics |= {'ptx_loss': ptx_loss, 'ptx_gradient_norm': optax.global_norm(ptx_grads)}
+  value_grads, value_metrics = stage.accumulate(value_loss, state.value.params, seen, pieces)
+
+  rate = lambda optimizer, peak: peak * stage.schedule(optimizer, state.step, config.updates)
+  policy_rate = rate(config.policy_optimizer, state.policy_learning_rate)
+  value_rate = rate(config.value_optimizer, state.value_learning_rate)
+  metrics |= value_metrics | {
+    'policy_gradient_norm': optax.global_norm(grads),
+    'value_gradient_norm': optax.global_norm(value_grads), 'policy_learning_rate': policy_rate,
+    'value_learning_rate': value_rate
+  }
+  return state.replace(
+    policy=stage.apply(config.policy_optimizer, state.policy, grads, policy_rate, config.ema),
+    value=stage.apply(config.value_optimizer, state.value, value_grads, value_rate)), metrics
+
+
+def ptx_gradient(config, models, state, text):
+  """Gradient of the mean next-token loss on pretraining rows, and the loss; zeros without a pass
+  where γ = 0.
+  """
+  rows = text['tokens'].shape[0]
+  size = config.microbatch if config.microbatch and rows % config.microbatch == 0 else rows
+  count = jnp.maximum(jnp.sum(text['mask'][:, 1:]), 1)
+
+  def loss(params, piece):
+    total = likelihood.weighted_sum(*experience.next_token_losses(models.policy, params, piece),
+                                    count)
+    return total, total
+
+  return jax.lax.cond(state.ptx_coef > 0,
+                      lambda params: stage.accumulate(loss, params, text, rows // size),
+                      lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.zeros(
+                        ())), state.policy.params)
+
+
+# ----- the stage
+
+
+def _check(config, policy, value):
+  """BadInput for numbers that do not go together."""
+  def refuse(wrong, text):
+    if wrong:
+      raise configs.BadInput(text)
+
+  refuse(config.episodes % config.minibatch,
+         f'minibatch {config.minibatch} does not divide episodes {config.episodes}')
+  refuse(config.episodes % config.rollout_chunks,
+         f'rollout_chunks {config.rollout_chunks} does not divide episodes {config.episodes}')
+  stage.pieces_of(config.minibatch, config.microbatch, 'minibatch')
+  rows = config.ptx_ratio * config.episodes
+  refuse(
+    rows % (config.episodes // config.minibatch),
+    f'ptx_ratio {config.ptx_ratio} x episodes {config.episodes} = {rows} rows of text cannot be '
+    f'dealt to {config.episodes // config.minibatch} minibatches')
+  refuse(config.temperature <= 0, f'temperature {config.temperature}: PPO needs a positive one')
+  refuse(
+    config.kl_target < 0 or config.kl_horizon <= 0,
+    f'kl_target {config.kl_target} must be 0 (fixed kl_coef) or positive, '
+    f'kl_horizon {config.kl_horizon} positive'
+  )
+  refuse(config.kl_coef < 0 or config.ptx_coef < 0, 'kl_coef and ptx_coef must not be negative')
+  longest = max(config.prompt_length + config.response_length,
+                config.text_length if config.ptx_ratio else 0)
+  context = min(policy.context, value.context)
+  refuse(longest > context,
+         f'rows of {longest} tokens do not fit the model: its context is {context}')
+
+
+def _shapes(config):
+  shape = jax.ShapeDtypeStruct
+  prompts = (config.episodes, config.prompt_length)
+  shapes = {'prompts': {'tokens': shape(prompts, np.int32), 'valid': shape(prompts, np.bool_)}}
+  rows = round(config.ptx_ratio * config.episodes)
+  if rows:
+    text = (rows, config.text_length)
+    shapes['pretraining'] = {
+      'tokens': shape(text, np.int32), 'valid': shape(text, np.bool_),
+      'mask': shape(text, np.bool_)
+    }
+  return shapes
+
+
+def _batches(config, tokenizer, place):
+  """step -> the batch of that update."""
+  build = functools.partial(builders.build, tokenizer=tokenizer, place=place, heldout=0.0,
+                            seed=config.seed, prompt_length=config.prompt_length,
+                            response_length=config.response_length, length=config.text_length,
+                            k_max=0)
+  shapes = _shapes(config)
+  parts = {
+    'prompts': data_batches.batches(build(config.prompts).train, config.episodes, config.seed)
+  }
+  if 'pretraining' in shapes:
+    if not config.pretraining:
+      raise configs.BadInput(
+        'pretraining: no text for the ptx gradient; name sources, or set ptx_ratio 0')
+    parts['pretraining'] = data_batches.batches(
+      build(config.pretraining).train, shapes['pretraining']['tokens'].shape[0], config.seed)
+  return lambda step: {
+    name: {k: batch[k] for k in shapes[name]}
+    for name, batch in ((name, part[step]) for name, part in parts.items())
+  }
+
+
+def _value_start(config, parents, key):
+  """Parameters the value model starts from: the reward model (paper), or a trunk with a zero
+  head.
+  """
+  role = 'value' if config.value else 'reward' if 'reward' in parents else 'policy'
+  return role, (
+    lambda model, params:
+    (params if 'head' in params else transformer.with_scalar_head(model, params, key, zero=True)))
+
+
+def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
+         judge_rows: Any = None) -> stage.Stage:
+  """The stage of a PPO run.
+
+  Args:
+    parents: 'policy'; 'reward' unless config.reward is a function; 'value' if config.value names a
+      run.
+    place: where data is built; None: shapes only.
+    judge_rows: (judge, prompts, responses, references) -> (metrics, rows), for evaluations inside
+      the run.
+
+  Raises:
+    BadInput: numbers that do not divide, rows beyond a model's context, unreadable data, tokenizers
+      that differ.
+  """
+  base = parents['policy']
+  policy = dataclasses.replace(base.model, dropout=0.0)
+  custom = None if 'reward' in parents else records.load(config.reward, 'reward function')
+  role, value_params = _value_start(config, parents, jax.random.key(config.seed + 1))
+  value = dataclasses.replace(parents[role].model, dropout=0.0)
+  _check(config, policy, value)
+  tokenizer = base.tokenizer
+  eos, pad = (tokenizer.eos, tokenizer.pad) if tokenizer is not None else (0, 1)
+
+  def score(params, tokens, valid, mask):
+    if custom is not None:
+      return custom(tokens, valid, mask)
+    return experience.scores(parents['reward'].model, params, tokens, valid)
+
+  models = Models(policy=policy, value=value, policy_axes=transformer.axes(policy), score=score,
+                  eos=eos, pad=pad)
+
+  def init(key, params):
+    real = jnp.float32
+    return State(step=jnp.zeros(
+      (), jnp.int32), kl_coef=real(config.kl_coef), ptx_coef=real(config.ptx_coef),
+                 policy_learning_rate=real(config.policy_optimizer.learning_rate),
+                 value_learning_rate=real(config.value_optimizer.learning_rate),
+                 policy=stage.start(config.policy_optimizer, params['policy'], config.ema),
+                 value=stage.start(config.value_optimizer, value_params(value, params[role])))
+
+  def freeze(params):
+    cast = lambda tree: jax.tree.map(lambda x: x.astype(policy.compute) if x.ndim > 1 else x, tree)
+    return {
+      'reference': cast(params['policy']),
+      'reward': cast(params['reward']) if custom is None else None
+    }
+
+  def export(state):
+    return {'params': state.policy.params} | ({'ema': state.policy.ema} if config.ema else {})
+
+  return stage.Stage(
+    model=policy, tokenizer=tokenizer, kind='policy', steps=config.updates, init=init,
+    freeze=freeze, update=functools.partial(update, config, models), export=export,
+    batches=_batches(config, tokenizer, place) if place is not None else None,
+    batch_shapes=_shapes(config),
+    axes={'policy': transformer.axes(policy), 'scalar': transformer.axes(value, scalar=True)},
+    evaluate=validation.evaluation(config, models, tokenizer, place, judge_rows),
+    tokens=config.episodes * (config.prompt_length + config.response_length),
+    evaluate_every=config.evaluate_every, headline=('score', 'kl'),
+    describe=functools.partial(validation.describe, config, tokenizer))

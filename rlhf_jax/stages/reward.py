@@ -1,0 +1,179 @@
+"""The reward model: K-way rankings in, a scalar model out whose demonstrations score 0 on average.
+
+One element is one prompt with its K completions: one forward pass a completion, the loss over all
+non-tied pairs of the
+prompt (InstructGPT §3.5, Eq. 1). Shuffling the pairs would show each completion K−1 times an epoch
+and overfit (C.2).
+Left out: ensembles; reward normalisation to unit variance (the paper shifts only; std on SFT
+samples is recorded).
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rlhf_jax import configs
+from rlhf_jax.data import batches as data_batches
+from rlhf_jax.data import builders
+from rlhf_jax.model import experience, responses, transformer
+from rlhf_jax.objectives import likelihood, ranking
+from rlhf_jax.stages import stage
+
+CENTRE_ROWS = 1024  # demonstrations at most whose mean score becomes 0
+
+
+def _forward(model, params, batch):
+  """Scores [B, K]: every completion is a row of its own."""
+  flat = lambda x: x.reshape(-1, x.shape[-1])
+  found = experience.scores(model, params, flat(batch['tokens']), flat(batch['valid']))
+  return found.reshape(batch['ranks'].shape)
+
+
+def _update(config, model, steps, state, frozen, batch, key):
+  pieces = stage.pieces_of(config.batch, config.microbatch, 'batch')
+  mask = ranking.pair_mask(batch['ranks'], batch['present'])
+  prompts = jnp.maximum(jnp.sum(jnp.any(mask, axis=(1, 2))), 1).astype(jnp.float32)
+
+  def loss(params, piece):
+    scores = _forward(model, params, piece)
+    losses, correct, pairs = ranking.ranking_loss(scores, piece['ranks'], piece['present'])
+    total = jnp.sum(losses) / prompts
+    return total, {
+      'loss': total, 'correct': jnp.sum(correct), 'pairs': jnp.sum(pairs),
+      'score': jnp.sum(jnp.where(piece['present'], scores, 0.0))
+    }
+
+  grads, metrics = stage.accumulate(loss, state.model.params, batch, pieces)
+  rate = state.learning_rate * stage.schedule(config.optimizer, state.step, steps)
+  trained = stage.apply(config.optimizer, state.model, grads, rate)
+  correct, score = metrics.pop('correct'), metrics.pop('score')
+  metrics |= {
+    'accuracy': correct / jnp.maximum(metrics['pairs'], 1.0),
+    'score': score / jnp.maximum(jnp.sum(batch['present']), 1),
+    'gradient_norm': optax.global_norm(grads), 'learning_rate': rate
+  }
+  return state.replace(step=state.step + 1, model=trained), metrics
+
+
+def _init(config, model, key, parents):
+  params = transformer.with_scalar_head(model, parents['init_from'], key)
+  return stage.State(step=jnp.zeros((), jnp.int32), model=stage.start(config.optimizer, params),
+                     learning_rate=jnp.float32(config.optimizer.learning_rate))
+
+
+def _shapes(config):
+  rows = (config.batch, config.k_max, config.prompt_length + config.response_length)
+  shape = jax.ShapeDtypeStruct
+  return {
+    'tokens': shape(rows, np.int32), 'valid': shape(rows, np.bool_),
+    'ranks': shape(rows[:2], np.int32), 'present': shape(rows[:2], np.bool_)
+  }
+
+
+def _pick(batch, names):
+  return {k: batch[k] for k in names}
+
+
+def _stack(data, names, batch):
+  """All rows as arrays, filled up with absent rows to a multiple of `batch`."""
+  arrays = {k: np.stack([data[i][k] for i in range(len(data))]) for k in names}
+  missing = -len(data) % batch
+  arrays = {k: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for k, a in arrays.items()}
+  if missing:
+    arrays['present'][-missing:] = False
+  return arrays
+
+
+def _collected(folder) -> tuple[configs.Source, ...]:
+  """The rankings that a Collect run wrote."""
+  return (configs.Source(kind='rankings', files=(str(folder / 'rankings.jsonl'),)),)
+
+
+def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
+         judge_rows: Any = None) -> stage.Stage:
+  """The stage of a Reward run.
+
+  Args:
+    parents: 'init_from' (the trunk and tokenizer), 'data' and 'heldout_data' where those are
+      Collect runs, and
+      'demonstrations' where another Language run's demonstrations are to score 0.
+    place: where data is built; None: shapes only.
+
+  Raises:
+    BadInput: unreadable rankings, rows beyond the model's context, microbatches that do not divide
+      the batch.
+  """
+  parent = parents['init_from']
+  model = dataclasses.replace(parent.model, dropout=0.0)  # the paper names none here
+  length = config.prompt_length + config.response_length
+  if length > model.context:
+    raise configs.BadInput(
+      f'rows of {length} tokens do not fit the model: raise model.context ({model.context})')
+  train, heldout, demonstrations, steps = None, {}, None, 1
+  if place is not None:
+    sizes = {
+      'prompt_length': config.prompt_length, 'response_length': config.response_length,
+      'tokenizer': parent.tokenizer, 'place': place, 'k_max': config.k_max, 'length': length
+    }
+    sources = lambda data, role: _collected(parents[role].folder) if isinstance(data, str) else data
+    built = builders.build(sources(config.data, 'data'), heldout=config.heldout, seed=config.seed,
+                           **sizes)
+    train = data_batches.batches(built.train, config.batch, config.seed)
+    steps = max(1, round(train.epoch * config.epochs))
+    heldout = {'validation': built.heldout}
+    if config.heldout_data:
+      heldout['heldout'] = builders.build(sources(config.heldout_data, 'heldout_data'), heldout=0.0,
+                                          seed=config.seed, **sizes).train
+    language = (parents['demonstrations'] if config.demonstrations else parent).config
+    demonstrations = builders.build(language.data, heldout=language.heldout, seed=language.seed,
+                                    **sizes).train
+  forward = jax.jit(functools.partial(_forward, model))
+
+  def evaluate(state, frozen, step):
+    metrics = {}
+    for name, data in heldout.items():
+      if not len(data):
+        continue
+      arrays = _stack(data, ('tokens', 'valid', 'ranks', 'present'), config.batch)
+      scores = np.concatenate([
+        forward(state.model.params, {k: a[i:i + config.batch]
+                                     for k, a in arrays.items()})
+        for i in range(0, len(arrays['ranks']), config.batch)
+      ])
+      losses, correct, pairs = ranking.ranking_loss(scores, arrays['ranks'], arrays['present'])
+      metrics |= {
+        f'{name}_loss': float(likelihood.masked_mean(losses, pairs > 0)),
+        f'{name}_accuracy': float(jnp.sum(correct) / jnp.maximum(jnp.sum(pairs), 1)),
+        f'{name}_pairs': float(jnp.sum(pairs))
+      }
+    return metrics, []
+
+  def finish(state, frozen):
+    """Shifts the bias so that demonstrations score 0 on average (paper C.2); the loss does not know
+    the shift.
+    """
+    count = min(len(demonstrations), CENTRE_ROWS)
+    rows = {k: np.stack([demonstrations[i][k] for i in range(count)]) for k in ('tokens', 'valid')}
+    scores = responses.score_rows(model, state.model.params, rows['tokens'], rows['valid'], 128)
+    mean = np.float32(scores.mean())
+    head = state.model.params['head']
+    params = state.model.params | {'head': head | {'bias': head['bias'] - mean}}
+    return state.replace(model=state.model.replace(params=params)), {
+      'demonstrations_mean_before': float(mean), 'demonstrations_std': float(scores.std()),
+      'demonstrations': float(count)
+    }
+
+  return stage.Stage(
+    model=model, tokenizer=parent.tokenizer, kind='reward', steps=steps, init=functools.partial(
+      _init, config,
+      model), freeze=lambda parents: {}, update=functools.partial(_update, config, model, steps),
+    batches=(lambda step: _pick(train[step], _shapes(config))) if train is not None else None,
+    batch_shapes=_shapes(config), axes={'scalar': transformer.axes(model, scalar=True)
+                                       }, export=lambda state: {'params': state.model.params},
+    evaluate=evaluate, finish=finish, tokens=config.batch * config.k_max * length,
+    evaluate_every=config.evaluate_every, headline=('loss', 'accuracy'))
