@@ -1,0 +1,219 @@
+"""Checkpoints of a training state, and the exported model of a finished run.
+
+Enter: a state (any tree of arrays) and its step. Leave: the newest state on disk that is whole, on any mesh; the parents
+that later runs start from.
+A checkpoint counts once checkpoints.json lists each of its files with size and CRC: orbax renames a finished save into
+place, but cannot tell that a file was cut or lost afterwards.
+Left out: the input pipeline, which is a function of (seed, step) and has no state; the best-of-run choice, which is
+part of the state.
+"""
+
+import contextlib
+import dataclasses
+import logging
+import shutil
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from rlhf_jax import configs
+from rlhf_jax.configs import BadInput
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.runtime import workdir
+from rlhf_jax.stages.stage import Parent
+
+KEEP = 2
+logger = logging.getLogger('rlhf_jax')
+
+
+class Checkpoints:
+  """DIR/RUN/checkpoints/STEP/, written in the background, the last two kept."""
+
+  def __init__(self, folder: Path):
+    self._folder = folder.resolve() / 'checkpoints'
+    self._listing = self._folder.with_suffix('.json')
+    self._saving: int | None = None
+    self._writer = ocp.StandardCheckpointer(
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._list_and_prune))
+
+  @property
+  def last(self) -> int:
+    """Step of the newest listed checkpoint, 0 if there is none."""
+    return max(self._listed(), default=0)
+
+  @property
+  def missing(self) -> int:
+    """How many more will lie on the disk at a time: the kept ones, and the one being written."""
+    return KEEP + 1 - len(self._listed())
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts a save; returns when the state has left the device, so that it may be donated.
+
+    Raises:
+      whatever the save before this one failed with.
+    """
+    self.wait()
+    if step in self._listed():
+      return
+    shutil.rmtree(self._folder / str(step), ignore_errors=True)
+    self._saving = step
+    self._writer.save(self._folder / str(step), state)
+
+  def wait(self) -> None:
+    """Until the save under way is on disk; raises what it failed with."""
+    self._writer.wait_until_finished()
+
+  def restore(self, shapes: Any) -> tuple[int, Any] | None:
+    """The newest whole checkpoint.
+
+    Args:
+      shapes: tree of ShapeDtypeStructs with shardings; the state is laid out so.
+
+    Returns:
+      (step, state); None if no save was ever finished.
+
+    Raises:
+      BadInput: checkpoints were finished, and each of them is damaged or of another shape.
+    """
+    listed = self._listed()
+    present = {int(p.name): p for p in self._folder.glob('*') if p.name.isdigit()} if (
+      self._folder.exists()) else {}
+    damage: dict[int, str] = {}
+    for step in sorted(set(listed) | set(present), reverse=True):
+      damage[step] = self._damage(step, listed)
+      if not damage[step]:
+        with contextlib.suppress(FileNotFoundError):
+          return step, self._read(step, shapes)
+      older = [s for s in set(listed) | set(present) if s < step]
+      logger.warning('checkpoint %s is damaged (%s): %s', self._folder / str(step), damage[step],
+                     f'trying the one before it, {max(older)}' if older else 'there is none before it')
+    if listed:
+      raise BadInput(f'{self._folder}: no checkpoint is whole ('
+                     + '; '.join(f'{step}: {why}' for step, why in damage.items())
+                     + f'); put back a copy, or delete {self._folder.parent} to train it again')
+    return None
+
+  def forget_after(self, step: int) -> None:
+    """Removes checkpoints above a step: torn ones, which stand in the way of new ones."""
+    for path in self._folder.glob('*') if self._folder.exists() else ():
+      if not path.name.isdigit() or int(path.name) > step:
+        shutil.rmtree(path, ignore_errors=True)
+    listed = {s: files for s, files in self._listed().items() if s <= step}
+    if self._listing.exists():
+      workdir.write_json(self._listing, listed)
+
+  def close(self) -> None:
+    self._writer.close()
+
+  def _read(self, step: int, shapes: Any) -> Any:
+    try:
+      return self._writer.restore(self._folder / str(step), shapes)
+    except Exception as error:
+      if workdir.is_no_space(error):
+        raise
+      raise BadInput(f'{self._folder / str(step)}: is whole, but does not fit this run '
+                     f'({_first_line(error)}); was it written by another version of the program? '
+                     f'delete {self._folder.parent} to train it again') from error
+
+  def _listed(self) -> dict[int, dict[str, list[int]]]:
+    return {int(step): files for step, files in (workdir.read_json(self._listing) or {}).items()}
+
+  def _list_and_prune(self) -> None:
+    """Runs in the writer's thread once a save has its final name."""
+    step = self._saving
+    assert step is not None
+    listed = self._listed() | {step: _files(self._folder / str(step))}
+    kept = sorted(listed)[-KEEP:]
+    workdir.write_json(self._listing, {s: listed[s] for s in kept})
+    for s in set(listed) - set(kept):
+      shutil.rmtree(self._folder / str(s), ignore_errors=True)
+
+  def _damage(self, step: int, listed: Mapping[int, Mapping[str, list[int]]]) -> str:
+    """What is wrong with a checkpoint; '' if its files are those that were written."""
+    if step not in listed:
+      return 'it was never finished'
+    folder = self._folder / str(step)
+    for name, (size, crc) in listed[step].items():
+      file = folder / name
+      if not file.is_file():
+        return f'{name} is missing'
+      if file.stat().st_size != size:
+        return f'{name} has {file.stat().st_size} bytes, not {size}'
+      if zlib.crc32(file.read_bytes()) != crc:
+        return f'{name} has other bytes than were written'
+    return ''
+
+
+def _files(folder: Path) -> dict[str, list[int]]:
+  """Path inside `folder` -> [size, CRC-32]."""
+  contents = ((p, p.read_bytes()) for p in sorted(folder.rglob('*')) if p.is_file())
+  return {str(p.relative_to(folder)): [len(data), zlib.crc32(data)] for p, data in contents}
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+# ---------------------------------------------------------------- the model of a finished run
+
+
+def export(folder: Path, kind: str, model: configs.Model, tokenizer: Tokenizer,
+           trees: Mapping[str, Any]) -> None:
+  """Writes DIR/RUN/model/{params/, ema/ if there is one, model.json, tokenizer.json}, whole or not at all."""
+  target, temporary = folder / 'model', folder / '.model'
+  shutil.rmtree(temporary, ignore_errors=True)
+  temporary.mkdir(parents=True)
+  tokenizer.save(temporary / 'tokenizer.json')
+  with ocp.StandardCheckpointer() as writer:
+    for name, tree in trees.items():
+      if tree is not None:
+        writer.save(temporary.resolve() / name, tree)
+        writer.wait_until_finished()
+  workdir.write_json(temporary / 'model.json', {'kind': kind, 'model': dataclasses.asdict(model)})
+  workdir.write_json(folder / 'model.files.json', _files(temporary))
+  shutil.rmtree(target, ignore_errors=True)
+  temporary.rename(target)
+
+
+def load_parent(folder: Path, weights: str = 'params') -> Parent:
+  """The run in `folder`, which must be finished.
+
+  Args:
+    weights: 'params', or 'ema' for the average of the weights where the run kept one.
+
+  Raises:
+    BadInput: not finished, or its model is damaged.
+  """
+  config = workdir.config_of(folder)
+  if not (folder / 'finished.json').exists():
+    raise BadInput(f'{folder}: is not finished; start the same `run` command again to go on')
+  if not isinstance(config, configs.Language | configs.Reward | configs.PPO):
+    return Parent(None, None, None, config, folder)
+  again = f'put back a copy, or delete {folder} to train it again'
+  for name, (size, crc) in (workdir.read_json(folder / 'model.files.json') or {}).items():
+    file = folder / 'model' / name
+    data = file.read_bytes() if file.is_file() else b''
+    if len(data) != size or zlib.crc32(data) != crc:
+      raise BadInput(f'{file}: is damaged ({len(data)} bytes, {size} were written); {again}')
+  described = workdir.read_json(folder / 'model' / 'model.json')
+  if described is None or not (folder / 'model' / weights).exists():
+    raise BadInput(f'{folder}/model: has no {weights}; {again}')
+  with ocp.StandardCheckpointer() as reader:
+    path = (folder / 'model' / weights).resolve()
+    params = reader.restore(path, jax.tree.map(_on_host, reader.metadata(path).item_metadata.tree))
+  return Parent(workdir.from_json(configs.Model, described['model']),
+                Tokenizer.from_file(folder / 'model' / 'tokenizer.json'), params, config, folder)
+
+
+def _on_host(leaf: Any) -> Any:
+  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+
+
+def size(tree: Any) -> int:
+  """Bytes of a tree of arrays or ShapeDtypeStructs."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+

@@ -1,0 +1,245 @@
+"""An experiment file as a checked table of runs, and the order in which they must be made.
+
+Enter: the path of a Python file that sets `runs: dict[str, config]`. Leave: an `Experiment`; every mistake of the file
+is a `BadInput` that names file, line and field. Plain Python, no jax: `list` answers at once.
+Left out: anything but `runs` in the file; values are checked by type and by reference, their sense by those who use them.
+"""
+
+import ast
+import dataclasses
+import difflib
+import importlib.util
+import re
+import sys
+import traceback
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax import configs
+from rlhf_jax.configs import BadInput
+
+KINDS = (configs.Language, configs.Collect, configs.Reward, configs.PPO, configs.Evaluate)
+RESERVED = ('data',)  # DIR/data is the data room's
+
+# Field that names a run -> the kinds of run it may name. Evaluate names more, in `models`.
+ROLES: Mapping[type, Mapping[str, tuple[type, ...]]] = {
+  configs.Language: {
+    'init_from': (configs.Language, configs.PPO), 'reward': (configs.Reward,)},
+  configs.Collect: {
+    'policy': (configs.Language, configs.PPO), 'calibration': (configs.Collect,)},
+  configs.Reward: {
+    'init_from': (configs.Language, configs.PPO), 'data': (configs.Collect,),
+    'heldout_data': (configs.Collect,), 'demonstrations': (configs.Language,)},
+  configs.PPO: {
+    'policy': (configs.Language, configs.PPO), 'reward': (configs.Reward,),
+    'value': (configs.Reward, configs.Language, configs.PPO)},
+  configs.Evaluate: {
+    'reward': (configs.Reward,), 'rankings': (configs.Collect,)},
+}
+SAMPLED = (configs.Language, configs.PPO)
+
+
+@dataclasses.dataclass(frozen=True)
+class Experiment:
+  """The runs of a file, and where in the file each of them and of its fields stands."""
+  file: Path
+  runs: dict[str, configs.Run]
+  lines: Mapping[tuple[str, ...], int]  # ('sft',) and ('sft', 'batch') -> line
+
+  def where(self, run: str, field: str = '') -> str:
+    """FILE:LINE: runs['RUN'].field, as precisely as the file's own text tells."""
+    line = self.lines.get((run, field.split('.')[0]), self.lines.get((run,)))
+    place = f'{self.file}:{line}' if line else str(self.file)
+    return f"{place}: runs['{run}']" + (f'.{field}' if field else '')
+
+
+def load(file: Path) -> Experiment:
+  """Executes an experiment file and checks every run of it.
+
+  Raises:
+    BadInput: no such file, not Python, no `runs`, a value of the wrong type, an unknown run, a cycle.
+  """
+  runs = getattr(_execute(file), 'runs', None)
+  if not isinstance(runs, dict) or not runs:
+    raise BadInput(f"{file}: sets no `runs`; expected runs = {{'name': Language(…), …}}")
+  experiment = Experiment(file, runs, _lines(file))
+  check(experiment)
+  return experiment
+
+
+def check(experiment: Experiment) -> None:
+  """Types and references of every run, and that no run needs itself. Raises BadInput."""
+  for name, config in experiment.runs.items():
+    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]*', name) or name in RESERVED:
+      raise BadInput(f'{experiment.file}: {name!r} cannot name a run: letters, digits, _ and -, '
+                     f"and not {', '.join(RESERVED)}")
+    if not isinstance(config, KINDS):
+      raise BadInput(f'{experiment.where(name)} is {_shown(config)}; expected '
+                     f"{', '.join(k.__name__ for k in KINDS[:-1])} or {KINDS[-1].__name__}")
+    _check_value(experiment, name, '', config, type(config))
+  for name in experiment.runs:
+    _check_references(experiment, name)
+  order(experiment, experiment.runs)
+
+
+def references(config: configs.Run) -> dict[str, str]:
+  """Role -> run it names; the entries of an Evaluate have the roles 'models.NAME'."""
+  named = {role: getattr(config, role) for role in ROLES[type(config)]}
+  if isinstance(config, configs.Evaluate):
+    named |= {f'models.{name}': sampled.run for name, sampled in config.models.items()}
+  # 'module:function' is a reward of the user's own, a tuple is files: neither is a run.
+  return {role: run for role, run in named.items() if isinstance(run, str) and run and ':' not in run}
+
+
+def order(experiment: Experiment, names: Iterable[str]) -> list[str]:
+  """The named runs with everything they need, each after what it needs. Raises BadInput: unknown run, cycle."""
+  done: list[str] = []
+
+  def visit(name: str, path: tuple[str, ...]) -> None:
+    if name in path:
+      raise BadInput(f"{experiment.where(name)} needs itself: {' → '.join((*path[path.index(name):], name))}")
+    if name not in done:
+      for needed in references(experiment.runs[name]).values():
+        visit(needed, (*path, name))
+      done.append(name)
+
+  for name in names:
+    if name not in experiment.runs:
+      raise BadInput(f'{experiment.file} has no run {name!r}{near(name, experiment.runs)}')
+    visit(name, ())
+  return done
+
+
+def near(word: str, known: Iterable[str]) -> str:
+  """'; did you mean a or b?', or what there is when nothing is near."""
+  known = list(known)
+  close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
+  if close:
+    return f"; did you mean {' or '.join(close)}?"
+  return f"; there are: {', '.join(known)}" if len(known) <= 30 else ''
+
+
+def type_name(annotation: Any) -> str:
+  """How a type is said to a user: 'int', 'int,int', 'str,…', 'true|false'."""
+  if annotation is bool:
+    return 'true|false'
+  if typing.get_origin(annotation) is tuple:
+    inner = typing.get_args(annotation)
+    return f'{type_name(inner[0])},…' if inner[-1] is ... else ','.join(map(type_name, inner))
+  if is_union(annotation):
+    return ' or '.join(map(type_name, typing.get_args(annotation)))
+  if typing.get_origin(annotation) is dict:
+    return f'{{name: {type_name(typing.get_args(annotation)[1])}}}'
+  return getattr(annotation, '__name__', str(annotation))
+
+
+def is_union(annotation: Any) -> bool:
+  """Whether a type is `A | B`."""
+  return typing.get_origin(annotation) in (typing.Union, types.UnionType)
+
+
+def _execute(file: Path) -> types.ModuleType:
+  if not file.is_file():
+    siblings = [str(p) for p in sorted(file.parent.glob('*.py'))] if file.parent.is_dir() else []
+    raise BadInput(f'{file}: no such experiment file{near(str(file), siblings) if siblings else ""}')
+  # Experiment files may import each other, by folder or as a sibling.
+  for folder in (file.resolve().parent.parent, file.resolve().parent):
+    if str(folder) not in sys.path:
+      sys.path.append(str(folder))
+  spec = importlib.util.spec_from_file_location(f'experiment_{file.stem}', file)
+  if spec is None or spec.loader is None:
+    raise BadInput(f'{file}: an experiment is a Python file, *.py')
+  module = importlib.util.module_from_spec(spec)
+  sys.modules[spec.name] = module
+  try:
+    spec.loader.exec_module(module)
+  except SyntaxError as error:
+    raise BadInput(f'{error.filename or file}:{error.lineno}: {error.msg}') from error
+  except UnicodeDecodeError as error:
+    raise BadInput(f'{file}: is not UTF-8 text ({error.reason} at byte {error.start})') from error
+  except BadInput as error:
+    raise BadInput(f'{file}:{_line_of(error, file)}: {error}') from error
+  except Exception as error:
+    message = f'{type(error).__name__}: {error}'
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    kind = getattr(configs, unknown[1], None) if unknown else None
+    if dataclasses.is_dataclass(kind):
+      message = f'{unknown[1]} has no field {unknown[2]!r}' + near(
+        unknown[2], [f.name for f in dataclasses.fields(kind)])
+    raise BadInput(f'{file}:{_line_of(error, file)}: {message}') from error
+  return module
+
+
+def _line_of(error: BaseException, file: Path) -> int:
+  lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file.resolve()
+           or f.filename == str(file)]
+  return lines[-1] if lines and lines[-1] else 1
+
+
+def _lines(file: Path) -> dict[tuple[str, ...], int]:
+  """Lines of the entries of `runs = {…}` and of their keyword arguments, where they are written out."""
+  lines: dict[tuple[str, ...], int] = {}
+  for node in ast.walk(ast.parse(file.read_text('utf-8'))):
+    if not isinstance(node, ast.Dict):
+      continue
+    for key, value in zip(node.keys, node.values, strict=True):
+      if isinstance(key, ast.Constant) and isinstance(key.value, str) and isinstance(value, ast.Call):
+        lines[key.value,] = key.lineno
+        lines |= {(key.value, k.arg): k.lineno for k in value.keywords if k.arg}
+  return lines
+
+
+def _check_value(experiment: Experiment, run: str, field: str, value: Any, annotation: Any) -> None:
+  origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+  if is_union(annotation):
+    chosen = [a for a in inner if isinstance(value, typing.get_origin(a) or a)]
+    if chosen:
+      return _check_value(experiment, run, field, value, chosen[0])
+  elif origin is tuple and isinstance(value, tuple):
+    of = inner[:1] * len(value) if inner[-1] is ... else inner
+    if len(of) == len(value):
+      for i, (item, kind) in enumerate(zip(value, of, strict=True)):
+        _check_value(experiment, run, f'{field}.{i}', item, kind)
+      return None
+  elif origin is dict and isinstance(value, dict):
+    for key, item in value.items():
+      _check_value(experiment, run, f'{field}.{key}', item, inner[1])
+    return None
+  elif dataclasses.is_dataclass(annotation) and isinstance(value, annotation):
+    for name, kind in typing.get_type_hints(annotation).items():
+      _check_value(experiment, run, f'{field}.{name}' if field else name, getattr(value, name), kind)
+    return None
+  elif isinstance(annotation, type) and origin is None and not isinstance(value, bool) | (annotation is bool):
+    if isinstance(value, (int, float) if annotation is float else annotation):
+      return None
+  elif annotation is bool and isinstance(value, bool):
+    return None
+  raise BadInput(f'{experiment.where(run, field)} is {_shown(value)}; expected {type_name(annotation)}')
+
+
+def _check_references(experiment: Experiment, name: str) -> None:
+  config = experiment.runs[name]
+  for role, needed in references(config).items():
+    kinds = SAMPLED if role.startswith('models.') else ROLES[type(config)][role]
+    there = [other for other, of in experiment.runs.items() if isinstance(of, kinds)]
+    if needed not in experiment.runs:
+      raise BadInput(f'{experiment.where(name, role)} names the run {needed!r}, which the file has not'
+                     f'{near(needed, there)}')
+    if not isinstance(experiment.runs[needed], kinds):
+      raise BadInput(f"{experiment.where(name, role)} names {needed!r}, a {type(experiment.runs[needed]).__name__}; "
+                     f"expected {' or '.join(k.__name__ for k in kinds)}{near(needed, there) if there else ''}")
+  if isinstance(config, configs.Evaluate):
+    for entry, sampled in config.models.items():
+      if not sampled.run:
+        raise BadInput(f'{experiment.where(name, "models")}.{entry} names no run')
+    if config.against not in config.models:
+      raise BadInput(f'{experiment.where(name, "against")} is {config.against!r}, not an entry of its models'
+                     f'{near(config.against, config.models)}')
+
+
+def _shown(value: Any) -> str:
+  text = repr(value)
+  return f'{text if len(text) <= 60 else text[:57] + "…"} ({type(value).__name__})'

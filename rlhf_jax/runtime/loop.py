@@ -1,0 +1,318 @@
+"""From an experiment to finished runs: the order of work, and the only training loop.
+
+Enter: an Experiment, the names of wanted runs, a Place. Leave: their folders, and what results.json will say.
+Everything is a function of (config, seed, step): batch t is stage.batches(t), its key fold_in(key(seed), t). So a run that
+was killed goes on from its newest whole checkpoint and ends with the same bits. Only the moment of a save depends on the clock.
+Left out: several processes (each would have to agree on that moment).
+"""
+
+import concurrent.futures
+import dataclasses
+import importlib
+import logging
+import math
+import signal
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rlhf_jax import configs
+from rlhf_jax.data.builders import Place
+from rlhf_jax.evaluation import judged
+from rlhf_jax.model import sharding
+from rlhf_jax.runtime import checkpoint, results, workdir
+from rlhf_jax.runtime import experiment as experiments
+from rlhf_jax.runtime.metrics import Metrics, Progress, last_row, timeless
+
+# The one dispatch. Named, not imported: a restart pays for the stages that are left only.
+STAGES = {
+  configs.Language: 'rlhf_jax.stages.language',
+  configs.Reward: 'rlhf_jax.stages.reward',
+  configs.PPO: 'rlhf_jax.stages.ppo',
+}
+OTHERS = {
+  configs.Collect: 'rlhf_jax.feedback.collect',
+  configs.Evaluate: 'rlhf_jax.evaluation.evaluate',
+}
+MUST_BE_FINITE = ('loss', 'gradient_norm')  # endings; other metrics may be undefined, which is null
+logger = logging.getLogger('rlhf_jax')
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """What does not change a result."""
+  checkpoint_seconds: float = 8.0  # between two saves: what a kill costs
+  profile: int = 0  # steps to trace, 0: none
+
+
+class Stopping:
+  """SIGTERM and SIGINT: while a step is under way the loop is asked to save; at other times the process ends at once."""
+
+  def __init__(self) -> None:
+    self.signal = 0
+    self.deferred = False
+
+  def install(self) -> None:
+    for number in (signal.SIGTERM, signal.SIGINT):
+      signal.signal(number, self._handle)
+
+  def _handle(self, number: int, frame: Any) -> None:
+    if not self.deferred or self.signal == signal.SIGINT:
+      raise SystemExit(128 + number)
+    self.signal = number
+
+
+stopping = Stopping()
+
+
+# ---------------------------------------------------------------- all runs
+
+
+def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Place,
+             options: Options = Options()) -> dict[str, Any]:
+  """Makes the named runs (all, if none is named) with what they need; writes and returns results.json.
+
+  Raises:
+    BadInput: before any work if the workdir holds a run of another configuration.
+    OutOfReach: a loss that is not finite.
+  """
+  wanted = experiments.order(experiment, list(names) or experiment.runs)
+  described: dict[str, dict[str, Any]] = {}
+  for name in wanted:
+    config = experiment.runs[name]
+    parents = {role: (run, described[run]['hash'])
+               for role, run in experiments.references(config).items()}
+    described[name] = workdir.describe(config, parents)
+    workdir.check_same(place.workdir / name, described[name])
+  use_compilation_cache(place.workdir)
+
+  for name in wanted:
+    folder = place.workdir / name
+    if (folder / 'finished.json').exists():
+      logger.info('%s: finished', name)
+      continue
+    if not (folder / 'config.json').exists():
+      workdir.write_json(folder / 'config.json', described[name])
+    with workdir.Stopwatch(folder).ticking() as watch:
+      finished = make(name, experiment.runs[name], place, watch, options)
+    workdir.write_json(folder / 'finished.json', {'seconds': round(watch.seconds, 3)} | finished)
+  return results.assemble(place.workdir, experiment.runs)
+
+
+def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
+         options: Options = Options()) -> dict[str, Any]:
+  """Does one run whose parents are finished. Returns {'steps', 'summary'}."""
+  needed = experiments.references(config)
+  loaded = {run: checkpoint.load_parent(place.workdir / run) for run in dict.fromkeys(needed.values())}
+  parents = {role: loaded[run] for role, run in needed.items()}
+  if type(config) in STAGES:
+    return train(name, config, parents, place, watch, options)
+  other = importlib.import_module(OTHERS[type(config)])
+  return {'steps': 0, 'summary': other.run(config, parents, place, place.workdir / name, name)}
+
+
+def use_compilation_cache(folder: Path) -> None:
+  """Keeps every executable in DIR/.jax_cache, so that a restart compiles nothing."""
+  jax.config.update('jax_compilation_cache_dir', str(folder.resolve() / '.jax_cache'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+# ---------------------------------------------------------------- one training run
+
+
+def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Place,
+          watch: workdir.Stopwatch, options: Options = Options()) -> dict[str, Any]:
+  """Trains one run from its newest checkpoint to its end and exports its model.
+
+  Returns:
+    {'steps': n, 'summary': the last row of metrics.jsonl without its clock, and what finish() found}
+  """
+  folder = place.workdir / name
+
+  # ---- the stage, and where its arrays lie
+  stage = importlib.import_module(STAGES[type(config)]).make(config, parents, place, judged.judge_rows)
+  mesh = sharding.make_mesh(config.mesh)
+  key = jax.random.key(config.seed)
+  given = {role: parent.params for role, parent in parents.items() if parent.params is not None}
+  with jax.set_mesh(mesh):
+    shapes = jax.eval_shape(stage.init, key, given)
+    state_shardings = sharding.state_shardings(mesh, shapes, stage.axes)
+    frozen_shardings = sharding.state_shardings(
+      mesh, jax.eval_shape(stage.freeze, given), stage.axes)
+
+    # ---- the state: the newest whole checkpoint, or a new one
+    checkpoints = checkpoint.Checkpoints(folder)
+    found = checkpoints.restore(_placed(shapes, state_shardings))
+    first, state = found or (0, None)
+    checkpoints.forget_after(first)
+    workdir.check_space(folder, checkpoints.missing * checkpoint.size(shapes))
+    if state is None:
+      state = jax.jit(stage.init, out_shardings=state_shardings)(key, given)
+    else:
+      logger.info('%s: going on after step %d of %d', name, first, stage.steps)
+    frozen = jax.jit(stage.freeze, out_shardings=frozen_shardings)(given)
+
+    # ---- the steps
+    run = _Run(name, folder, stage, checkpoints, Metrics(folder, first), watch, options)
+    try:
+      state = run.steps(state, frozen, key, mesh, state_shardings, first)
+      # ---- the end: what finish() changes is in the export, never in a checkpoint
+      state, finishing = stage.finish(state, frozen)
+      checkpoint.export(folder, stage.kind, stage.model, stage.tokenizer, stage.export(state))
+    finally:
+      run.close()
+  last = timeless(last_row(folder / 'metrics.jsonl'))
+  last.pop('step', None)
+  return {'steps': stage.steps, 'summary': last | workdir.finite(dict(finishing))}
+
+
+class _Run:
+  """The host side of one training run: its files, its clock, its checkpoints."""
+
+  def __init__(self, name: str, folder: Path, stage: Any, checkpoints: checkpoint.Checkpoints,
+               metrics: Metrics, watch: workdir.Stopwatch, options: Options):
+    self.name, self.folder, self.stage = name, folder, stage
+    self.checkpoints, self.metrics, self.watch, self.options = checkpoints, metrics, watch, options
+    self.progress: Progress | None = None
+    self.told = time.monotonic()
+
+  def steps(self, state: Any, frozen: Any, key: jax.Array, mesh: jax.sharding.Mesh,
+            state_shardings: Any, first: int) -> Any:
+    """All steps from `first` to the stage's last; returns the state after it."""
+    stage, last = self.stage, self.stage.steps
+    if first >= last:
+      return state
+    self.progress = Progress(self.name, first, last, stage.headline)
+    batch_shardings = sharding.batch_shardings(mesh, stage.batch_shapes)
+    with Prefetched(lambda t: jax.device_put(stage.batches(t), batch_shardings), first, last) as batches:
+      update = self._compiled(state, frozen, _placed(stage.batch_shapes, batch_shardings), key,
+                              state_shardings)
+      saved = self.told = time.monotonic()
+      self.progress.started()
+      stopping.deferred = True
+      pending: tuple[int, Any, dict] | None = None  # told a step late: the device never waits for it
+      for t in range(first, last):
+        self._profile(t - first, pending)
+        state, metrics = update(state, frozen, next(batches), key, np.int32(t))
+        if pending is not None:
+          self._tell(*pending)
+        pending = (t + 1, metrics, {})
+
+        if t + 1 == last or (stage.evaluate_every and (t + 1) % stage.evaluate_every == 0):
+          self._check_finite(t + 1, jax.device_get(metrics))
+          state, evaluated = self._evaluate(t + 1, state, frozen)
+          pending = (t + 1, metrics, evaluated)
+
+        due = time.monotonic() - saved >= self.options.checkpoint_seconds
+        if due or stopping.signal or t + 1 == last:
+          self._tell(*pending)  # so that no state is saved whose loss was not looked at
+          pending = None
+          self.metrics.sync()
+          self.checkpoints.save(t + 1, state)
+          saved = time.monotonic()
+        if stopping.signal and t + 1 < last:
+          self.checkpoints.wait()
+          raise SystemExit(128 + stopping.signal)
+    self.checkpoints.wait()
+    stopping.deferred = False
+    if stopping.signal:
+      raise SystemExit(128 + stopping.signal)
+    return state
+
+  def close(self) -> None:
+    """Closes the files, whatever happened."""
+    stopping.deferred = False
+    if self.progress is not None:
+      self.progress.close()
+    self.metrics.close()
+    self.checkpoints.close()
+
+  def _compiled(self, state, frozen, batch_shapes, key, state_shardings) -> Callable:
+    """The update, compiled before the first step: every step runs this executable."""
+    def one(state, frozen, batch, key, step):
+      return self.stage.update(state, frozen, batch, jax.random.fold_in(key, step))
+
+    started = time.monotonic()
+    update = jax.jit(one, donate_argnums=0, out_shardings=(state_shardings, None)).lower(
+      state, frozen, batch_shapes, key, np.int32(0)).compile()
+    logger.info('%s: compiled in %.1f s', self.name, time.monotonic() - started)
+    return update
+
+  def _evaluate(self, step: int, state: Any, frozen: Any) -> tuple[Any, dict]:
+    found = self.stage.evaluate(state, frozen, step)
+    if found is None:
+      return state, {}
+    metrics, rows = found
+    self.metrics.write_evaluation(step, rows)
+    return self.stage.keep(state, metrics), metrics
+
+  def _tell(self, step: int, metrics: Any, evaluated: Mapping[str, Any]) -> None:
+    """Writes a step's row and shows it; waits for that step to be done."""
+    values = dict(jax.device_get(metrics))
+    samples = values.pop('samples', None)
+    now = time.monotonic()
+    seconds, self.told = now - self.told, now
+    clock = {'step_seconds': seconds, 'elapsed_seconds': self.watch.seconds}
+    if self.stage.tokens:
+      clock['tokens_per_second'] = self.stage.tokens / max(seconds, 1e-9)
+    # What an update measures too (PPO: kl, eos_rate) is told apart.
+    evaluated = {f'evaluation_{k}' if k in values else k: v for k, v in evaluated.items()}
+    row = self.metrics.write(step, values | evaluated | clock)
+    self._check_finite(step, values)
+    if samples is not None:
+      self.metrics.write_samples(step, self.stage.describe(samples))
+    if self.progress is not None:
+      self.progress.show(step, row)
+
+  def _check_finite(self, step: int, values: Mapping[str, Any]) -> None:
+    for metric, value in values.items():
+      if metric.endswith(MUST_BE_FINITE) and not math.isfinite(value):
+        good = self.checkpoints.last
+        kept = (f'the last good checkpoint is step {good}, {self.folder}/checkpoints/{good}' if good
+                else 'no checkpoint was due before it')
+        raise configs.OutOfReach(
+          f'{self.name}: {metric} is {float(value)} at step {step} (batch {step - 1} of this seed); '
+          f'{kept}. A smaller learning rate or gradient clipping is the usual cure')
+
+  def _profile(self, done: int, pending: tuple | None) -> None:
+    """Traces steps 2 … N+1 of this process: the first one touches memory for the first time."""
+    if not self.options.profile:
+      return
+    if done == 1:
+      jax.profiler.start_trace(str(self.folder / 'profile'), create_perfetto_trace=True)
+    elif done == 1 + self.options.profile:
+      jax.block_until_ready(pending)
+      jax.profiler.stop_trace()
+      logger.info('%s: trace of %d steps in %s', self.name, self.options.profile, self.folder / 'profile')
+
+
+class Prefetched:
+  """Iterates over make(first), …, make(last − 1), one ahead, in one thread."""
+
+  def __init__(self, make: Callable[[int], Any], first: int, last: int):
+    self._make, self._step, self._last = make, first, last
+    self._pool = concurrent.futures.ThreadPoolExecutor(1, 'batches')
+    self._next = self._pool.submit(make, first)
+
+  def __next__(self) -> Any:
+    batch = self._next.result()
+    self._step += 1
+    if self._step < self._last:
+      self._next = self._pool.submit(self._make, self._step)
+    return batch
+
+  def __enter__(self) -> 'Prefetched':
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._pool.shutdown(cancel_futures=True)
+
+
+def _placed(shapes: Any, shardings: Any) -> Any:
+  return jax.tree.map(
+    lambda s, at: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=at), shapes, shardings)

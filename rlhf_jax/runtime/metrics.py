@@ -1,0 +1,164 @@
+"""What a training run tells while it runs: metrics.jsonl, samples.jsonl, TensorBoard, the progress line.
+
+Enter: one dict of numbers a step. Leave: one JSON object a step, without NaN; whatever depends on clock or machine ends
+in `_seconds`, `_per_second` or `_bytes`, the rest is the same for a run that was stopped and one that was not.
+Only process 0 writes. Left out: uploading anywhere; figures (report/).
+"""
+
+import json
+import math
+import os
+import shutil
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import rich.console
+import rich.progress
+import tensorboardX
+
+from rlhf_jax.runtime import workdir
+
+PLAIN_SECONDS = 5.0  # between two progress lines in a pipe
+CLOCK = ('_seconds', '_per_second', '_bytes')
+console = rich.console.Console(highlight=False, soft_wrap=True)
+
+
+def timeless(row: Mapping[str, Any]) -> dict[str, Any]:
+  """The entries of a row that depend on neither clock nor machine."""
+  return {name: value for name, value in row.items() if not name.endswith(CLOCK)}
+
+
+class Metrics:
+  """The files of DIR/RUN that grow by a row a step."""
+
+  def __init__(self, folder: Path, step: int):
+    """Opens the files as they were after `step` steps: rows above it are cut off, 0 empties them."""
+    self._folder = folder
+    for name in ('metrics.jsonl', 'samples.jsonl'):
+      cut_back(folder / name, step)
+    evaluations = folder / 'evaluations'
+    for path in evaluations.glob('*.jsonl') if evaluations.exists() else ():
+      if path.stem.isdigit() and int(path.stem) > step:
+        path.unlink()
+    board = folder / 'tensorboard'
+    if step == 0:
+      shutil.rmtree(board, ignore_errors=True)
+    self._file = (folder / 'metrics.jsonl').open('a', encoding='utf-8')
+    self._samples = (folder / 'samples.jsonl').open('a', encoding='utf-8')
+    self._board = tensorboardX.SummaryWriter(
+      str(board), purge_step=step + 1 if step else None, flush_secs=5, write_to_disk=True)
+
+  def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Appends {'step': step, …}; numbers that are not finite become null. Returns the row."""
+    row = {'step': step} | workdir.finite(metrics)
+    self._file.write(json.dumps(row, allow_nan=False) + '\n')
+    self._file.flush()
+    for name, value in row.items():
+      if name != 'step' and isinstance(value, int | float):
+        self._board.add_scalar(name, value, step)
+    return row
+
+  def write_samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Appends rows to samples.jsonl."""
+    lines = [json.dumps({'step': step} | workdir.finite(row), ensure_ascii=False) for row in rows]
+    self._samples.write(''.join(line + '\n' for line in lines))
+    self._samples.flush()
+
+  def write_evaluation(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Writes evaluations/STEP.jsonl."""
+    lines = [json.dumps(workdir.finite(row), ensure_ascii=False) + '\n' for row in rows]
+    if lines:
+      workdir.write(self._folder / 'evaluations' / f'{step}.jsonl', ''.join(lines))
+
+  def sync(self) -> None:
+    """Until all rows are on disk: before a checkpoint, which must never be ahead of them."""
+    for file in (self._file, self._samples):
+      file.flush()
+      os.fsync(file.fileno())
+
+  def close(self) -> None:
+    self._file.close()
+    self._samples.close()
+    self._board.close()
+
+
+def cut_back(path: Path, step: int) -> None:
+  """Removes the rows above `step`, and a last line that a kill left unfinished; whole or not at all."""
+  if not path.exists():
+    return
+  text = path.read_bytes().decode('utf-8', errors='replace')
+  kept = []
+  for line in text.splitlines(keepends=True):
+    try:
+      if not line.endswith('\n') or json.loads(line)['step'] > step:
+        continue
+    except (ValueError, KeyError, TypeError):
+      continue
+    kept.append(line)
+  if len(''.join(kept)) != len(text):
+    workdir.write(path, ''.join(kept))
+
+
+def last_row(path: Path) -> dict[str, Any]:
+  """The last object of a .jsonl file; {} if there is none."""
+  lines = path.read_text('utf-8').splitlines() if path.exists() else []
+  return json.loads(lines[-1]) if lines else {}
+
+
+class Progress:
+  """One live line in a terminal; in a pipe a plain line now and then."""
+
+  def __init__(self, name: str, step: int, steps: int, headline: tuple[str, ...]):
+    self._name, self._first, self._steps, self._headline = name, step, steps, headline
+    self._start = self._shown = time.monotonic()
+    self._live: rich.progress.Progress | None = None
+    if console.is_terminal:
+      self._live = rich.progress.Progress(
+        rich.progress.TextColumn('{task.description:<12}'), rich.progress.BarColumn(20),
+        rich.progress.MofNCompleteColumn(), rich.progress.TextColumn('{task.fields[told]}'),
+        console=console)
+      self._task = self._live.add_task(name, total=steps, completed=step, told='compiling')
+      self._live.start()
+
+  def show(self, step: int, row: Mapping[str, Any]) -> None:
+    """Tells a step."""
+    now = time.monotonic()
+    rate = (step - self._first) / max(now - self._start, 1e-9)
+    parts = [f'{name} {row[name]:.3f}' for name in self._headline if row.get(name) is not None]
+    if row.get('tokens_per_second'):
+      parts.append(f"{short(row['tokens_per_second'])} tokens/s")
+    parts.append(f'{clock((self._steps - step) / rate)} left' if step < self._steps
+                 else f'{clock(now - self._start)} taken')
+    told = '  '.join(parts)
+    if self._live is not None:
+      self._live.update(self._task, completed=step, told=told)
+    elif now - self._shown >= PLAIN_SECONDS or step == self._steps:
+      self._shown = now
+      console.print(f'{self._name}  {step}/{self._steps}  {told}', markup=False)
+
+  def started(self) -> None:
+    """Compilation is over: the rate counts from here."""
+    self._start = time.monotonic()
+
+  def close(self) -> None:
+    if self._live is not None:
+      self._live.stop()
+
+
+def clock(seconds: float) -> str:
+  """62 → '1:02', 3662 → '1:01:02'."""
+  if not math.isfinite(seconds):
+    return '?'
+  minutes, second = divmod(round(seconds), 60)
+  hours, minute = divmod(minutes, 60)
+  return f'{hours}:{minute:02}:{second:02}' if hours else f'{minute}:{second:02}'
+
+
+def short(value: float) -> str:
+  """12345 → '12.3k'."""
+  for size, unit in ((1e9, 'G'), (1e6, 'M'), (1e3, 'k')):
+    if value >= size:
+      return f'{value / size:.1f}{unit}'
+  return f'{value:.0f}'

@@ -1,0 +1,176 @@
+"""`--RUN.field value` on the command line, typed from the annotations of configs.py; and the text of `run FILE --help`.
+
+Enter: the words of the command line. Leave: an Experiment with the fields replaced, or a BadInput naming near misses.
+Left out: making runs, or Source objects whole: an experiment file is a page of Python, write another.
+"""
+
+import ast
+import dataclasses
+import functools
+import inspect
+import math
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from rlhf_jax.configs import BadInput
+from rlhf_jax.runtime import experiment as experiments
+from rlhf_jax.runtime.experiment import Experiment, near, type_name
+
+
+def split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
+  """Takes `--a.b value` and `--a.b=value` out of a command line.
+
+  Returns:
+    The words that are left, and the overrides (path, value as text) in order.
+  """
+  left: list[str] = []
+  found: list[tuple[str, str]] = []
+  pending = iter(words)
+  for word in pending:
+    match = re.fullmatch(r'--([^=.\s]+\.[^=\s]+)(?:=(.*))?', word, re.DOTALL)
+    if not match:
+      left.append(word)
+      continue
+    value = match[2] if match[2] is not None else next(pending, None)
+    if value is None or (match[2] is None and value.startswith('--')):
+      raise BadInput(f'--{match[1]} needs a value')
+    found.append((match[1], value))
+  return left, found
+
+
+def apply(experiment: Experiment, overrides: Sequence[tuple[str, str]], seed: int | None = None) -> Experiment:
+  """The experiment with `seed` in every run and then the overrides, checked again as a whole."""
+  runs = dict(experiment.runs)
+  if seed is not None:
+    runs = {name: dataclasses.replace(config, seed=seed) for name, config in runs.items()}
+  for path, text in overrides:
+    run, _, field = path.partition('.')
+    if run not in runs:
+      raise BadInput(f'--{path}: {experiment.file} has no run {run!r}{near(run, runs)}')
+    runs[run] = _replaced(runs[run], type(runs[run]), field.split('.'), text, f'--{path}', run)
+  changed = dataclasses.replace(experiment, runs=runs)
+  experiments.check(changed)
+  return changed
+
+
+def fields(config: Any, prefix: str = '', kind: Any = None) -> Iterator[tuple[str, Any, Any, str]]:
+  """(path, type, value, doc) of every field that an override can set, depth first in the order of configs.py."""
+  kind = type(config) if kind is None else kind
+  for name, annotation in typing.get_type_hints(kind).items():
+    value, doc = getattr(config, name), docs(kind).get(name, '')
+    path = f'{prefix}{name}'
+    if dataclasses.is_dataclass(annotation):
+      yield from fields(value, f'{path}.', annotation)
+      continue
+    if not _holds_configs(annotation) or isinstance(value, str):
+      yield path, annotation, value, doc
+      continue
+    for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+      yield from fields(item, f'{path}.{key}.')
+
+
+@functools.cache
+def docs(kind: type) -> dict[str, str]:
+  """The comment behind each field of a config class, read from its source."""
+  source = inspect.getsource(kind)
+  lines = source.splitlines()
+  body = ast.parse(source).body[0].body
+  comments = {node.target.id: re.search(r'  # (.*)$', lines[node.end_lineno - 1])
+              for node in body if isinstance(node, ast.AnnAssign)}
+  return {name: comment[1] for name, comment in comments.items() if comment}
+
+
+def explain(experiment: Experiment) -> str:
+  """Every field of every run: path, type, present value and documentation, one a line."""
+  parts = []
+  for name, config in experiment.runs.items():
+    rows = [(f'--{name}.{path}', type_name(kind), _written(value), doc)
+            for path, kind, value, doc in fields(config)]
+    width = max(len(path) for path, *_ in rows)
+    first = (inspect.getdoc(type(config)) or '').splitlines()[0]
+    parts.append(f'\n{name}: {type(config).__name__}. {first}')
+    parts += [f'  {path:<{width}}  {kind} = {value}' + (f'  # {doc}' if doc else '')
+              for path, kind, value, doc in rows]
+  return '\n'.join(parts)
+
+
+def _replaced(config: Any, kind: Any, path: list[str], text: str, option: str, run: str) -> Any:
+  """`config`, of the annotated `kind`, with the value at `path` read from `text`."""
+  if not path:
+    return _read(text, kind, option)
+  head, rest = path[0], path[1:]
+  if isinstance(config, dict) and head in config:
+    return config | {head: _replaced(config[head], typing.get_args(kind)[1], rest, text, option, run)}
+  if isinstance(config, tuple) and _holds_configs(kind) and head.isdigit() and int(head) < len(config):
+    items = list(config)
+    items[int(head)] = _replaced(items[int(head)], type(items[int(head)]), rest, text, option, run)
+    return tuple(items)
+  if dataclasses.is_dataclass(config):
+    hints = typing.get_type_hints(type(config))
+    if head in hints:
+      inside = _replaced(getattr(config, head), hints[head], rest, text, option, run)
+      return dataclasses.replace(config, **{head: inside})
+    known = list(hints)
+  elif isinstance(config, dict):
+    known = list(config)
+  else:
+    known = [str(i) for i in range(len(config))] if _holds_configs(kind) and isinstance(config, tuple) else []
+  above = option.removesuffix('.'.join(path)).removesuffix('.')
+  raise BadInput(f'{option}: {above} has no field {head!r}{near(head, known) if known else ""} '
+                 f'(`run FILE --help` lists every field)')
+
+
+def _read(text: str, kind: Any, option: str) -> Any:
+  """A value of an annotated type from the command line's text. Raises BadInput that says what was expected."""
+  if _holds_configs(kind) and not experiments.is_union(kind) or dataclasses.is_dataclass(kind):
+    raise BadInput(f'{option}: name a field inside it, such as {option}.{_example(kind)} '
+                   f'(`run FILE --help` lists every field)')
+  try:
+    return _parsed(text, kind)
+  except ValueError:
+    raise BadInput(f'{option}: {text!r} is not {type_name(kind)}') from None
+
+
+def _parsed(text: str, kind: Any) -> Any:
+  if experiments.is_union(kind):
+    return _parsed(text, typing.get_args(kind)[0])
+  if typing.get_origin(kind) is tuple:
+    inner = typing.get_args(kind)
+    items = [item.strip(' \'"') for item in text.strip().strip('()[]').split(',') if item.strip()]
+    of = inner[:1] * len(items) if inner[-1] is ... else inner
+    if len(of) != len(items):
+      raise ValueError(text)
+    return tuple(_parsed(item, one) for item, one in zip(items, of, strict=True))
+  if kind is str:
+    return text
+  if kind is bool:
+    if text.lower() not in ('true', 'false'):
+      raise ValueError(text)
+    return text.lower() == 'true'
+  number = float(text)
+  if not math.isfinite(number) or (kind is int and not number.is_integer()):
+    raise ValueError(text)
+  return kind(number)  # 1e6 is a number of steps too
+
+
+def _holds_configs(kind: Any) -> bool:
+  """Whether a type is a tuple or dict of configs (Sources, Sampled), whose entries have fields of their own."""
+  return any(dataclasses.is_dataclass(a) or _holds_configs(a) for a in typing.get_args(kind))
+
+
+def _example(kind: Any) -> str:
+  inside = kind if dataclasses.is_dataclass(kind) else next(
+    a for a in typing.get_args(kind) if dataclasses.is_dataclass(a))
+  first = dataclasses.fields(inside)[0].name
+  return first if inside is kind else f"{'NAME' if typing.get_origin(kind) is dict else '0'}.{first}"
+
+
+def _written(value: Any) -> str:
+  if isinstance(value, bool):
+    return str(value).lower()
+  if isinstance(value, tuple):
+    return ','.join(map(_written, value)) or '()'
+  return repr(value) if value == '' or not isinstance(value, str) else value
+

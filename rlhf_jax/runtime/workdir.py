@@ -1,0 +1,286 @@
+"""The small files of a run's folder: config.json, finished.json, seconds.json, and how a full disk is told.
+
+Enter: configs and dicts. Leave: files that are whole or absent, and configs read back from them.
+Left out: checkpoints (checkpoint.py) and metrics (metrics.py).
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import threading
+import time
+import typing
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax import configs
+from rlhf_jax.configs import BadInput
+
+KINDS = {kind.__name__: kind for kind in typing.get_args(configs.Run)}
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+
+
+# ---------------------------------------------------------------- files that are whole or absent
+
+
+def write(path: Path, text: str) -> None:
+  """Writes a text file so that a reader, or a kill, meets the old one or the new one."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
+  try:
+    with temporary.open('w', encoding='utf-8') as file:
+      file.write(text)
+      file.flush()
+      os.fsync(file.fileno())
+    temporary.replace(path)
+  except BaseException:
+    temporary.unlink(missing_ok=True)
+    raise
+
+
+def write_json(path: Path, value: Any) -> None:
+  """`write` of indented JSON without NaN or infinity: they become null."""
+  write(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + '\n')
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+  """The object in a file, None if there is no file. Raises BadInput if it is no JSON object."""
+  try:
+    value = json.loads(path.read_text('utf-8'))
+  except FileNotFoundError:
+    return None
+  except ValueError as error:
+    raise BadInput(f'{path}: is not JSON ({error}); put back a copy, or delete {path.parent} to '
+                   'make that run again') from error
+  if not isinstance(value, dict):
+    raise BadInput(f'{path}: holds {type(value).__name__}, expected an object')
+  return value
+
+
+def finite(value: Any) -> Any:
+  """A JSON-able copy: numpy scalars and arrays as numbers and lists, NaN and infinity as None."""
+  if isinstance(value, Mapping):
+    return {str(key): finite(item) for key, item in value.items()}
+  if hasattr(value, 'tolist'):
+    return finite(value.tolist())
+  if isinstance(value, list | tuple):
+    return [finite(item) for item in value]
+  if isinstance(value, float) and value - value != 0:
+    return None
+  return value
+
+
+# ---------------------------------------------------------------- config.json
+
+
+def describe(config: configs.Run, parents: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+  """What config.json says of a run.
+
+  Args:
+    parents: role -> (run, its hash), so that a run is bound to the configuration of all it rests on.
+
+  Returns:
+    {'kind', 'config', 'parents', 'hash', 'versions', 'commit'}; the last two do not count for the
+    hash, nor does the mesh: a run may go on upon other devices.
+  """
+  described = {'kind': type(config).__name__, 'config': json.loads(json.dumps(
+    dataclasses.asdict(config))), 'parents': {role: list(of) for role, of in parents.items()}}
+  counted = json.dumps(_counted(described), sort_keys=True)
+  return described | {
+    'hash': hashlib.sha256(counted.encode()).hexdigest()[:16],
+    'versions': _versions(), 'commit': _commit()}
+
+
+def check_same(folder: Path, described: Mapping[str, Any]) -> bool:
+  """Whether the folder already holds this very configuration; False if it holds none.
+
+  Raises:
+    BadInput: it holds another one; the message names what differs and the fix.
+  """
+  there = read_json(folder / 'config.json')
+  if there is None:
+    return False
+  if there.get('hash') == described['hash']:
+    return True
+  name = folder.name
+  old, new = _flat(there.get('config', {})), _flat(described['config'])
+  differing = [key for key in old | new if key.split('.')[0] != 'mesh'
+               and old.get(key) != new.get(key)]
+  if there.get('kind') != described['kind']:
+    differs, options = f"it is a {there.get('kind')}, not a {described['kind']}", ''
+  elif differing:
+    differs = ', '.join(f'{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} now'
+                        for key in differing[:8])
+    options = ' '.join(f'--{name}.{key} {_word(old[key])}' for key in differing if key in old)
+    options = f' or add {options}' if len(differing) <= 8 and all(k in old for k in differing) else ''
+  else:
+    changed = [run for role, (run, _) in described['parents'].items()
+               if there.get('parents', {}).get(role) != described['parents'][role]]
+    differs = f"{', '.join(changed) or 'a run it rests on'} had another configuration then"
+    options = f' or delete {folder} to make it again'
+  raise BadInput(f'{folder} was made with another configuration: {differs}; '
+                 f'take another --workdir{options}')
+
+
+def config_of(folder: Path) -> configs.Run:
+  """The config in a run's folder, as it was. Raises BadInput if there is none or it is not ours."""
+  there = read_json(folder / 'config.json')
+  if there is None:
+    raise BadInput(f'{folder}: holds no run (no config.json)')
+  try:
+    return from_json(KINDS[there['kind']], there['config'])
+  except (KeyError, TypeError, ValueError) as error:
+    raise BadInput(f'{folder}/config.json: is not a config of this version '
+                   f'({type(error).__name__}: {error})') from error
+
+
+def from_json(kind: Any, value: Any) -> Any:
+  """A value of an annotated type from its JSON form: dataclasses from dicts, tuples from lists."""
+  inner = typing.get_args(kind)
+  if dataclasses.is_dataclass(kind):
+    hints = typing.get_type_hints(kind)
+    return kind(**{name: from_json(hints[name], item) for name, item in value.items()})
+  if isinstance(value, dict):
+    return {key: from_json(inner[1], item) for key, item in value.items()}
+  if isinstance(value, list):
+    of = next((a for a in inner if typing.get_origin(a) is tuple), kind)
+    item = typing.get_args(of)
+    return tuple(from_json(item[0] if item[-1] is ... else item[i], v) for i, v in enumerate(value))
+  return value
+
+
+def _counted(described: Mapping[str, Any]) -> dict[str, Any]:
+  config = {key: value for key, value in described['config'].items() if key != 'mesh'}
+  return {'kind': described['kind'], 'config': config, 'parents': described['parents']}
+
+
+def _flat(value: Any, prefix: str = '') -> dict[str, Any]:
+  """Nested dicts and lists of dicts as {'a.0.b': leaf}."""
+  if isinstance(value, list) and any(isinstance(item, dict) for item in value):
+    value = dict(enumerate(value))
+  if not isinstance(value, dict):
+    return {prefix: value}
+  joined = (_flat(item, f'{prefix}.{key}' if prefix else str(key)) for key, item in value.items())
+  return {key: leaf for part in joined for key, leaf in part.items()}
+
+
+def _word(value: Any) -> str:
+  text = ','.join(map(str, value)) if isinstance(value, list) else (
+    json.dumps(value) if isinstance(value, bool) else str(value))
+  return text if text and ' ' not in text else f"'{text}'"
+
+
+def _versions() -> dict[str, str]:
+  found = {'python': platform.python_version(), 'rlhf_jax': '0.1.0'}
+  for package in PACKAGES:
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+      found[package] = importlib.metadata.version(package)
+  return found
+
+
+def _commit() -> str | None:
+  """Git commit of the program, '+' behind it if files differ from it; None outside a checkout."""
+  def git(*words: str) -> str:
+    return subprocess.run(['git', *words], cwd=Path(__file__).parent, check=True, timeout=5,
+                          capture_output=True, text=True).stdout.strip()
+  try:
+    return git('rev-parse', 'HEAD') + ('+' if git('status', '--porcelain', '-uno') else '')
+  except (OSError, subprocess.SubprocessError):
+    return None
+
+
+# ---------------------------------------------------------------- time over restarts
+
+
+class Stopwatch:
+  """Seconds a run has worked, over all the processes that worked on it; DIR/RUN/seconds.json."""
+
+  def __init__(self, folder: Path):
+    self._file = folder / 'seconds.json'
+    try:
+      self._before = float((read_json(self._file) or {}).get('seconds', 0.0))
+    except BadInput:  # a clock is not worth stopping for
+      self._before = 0.0
+    self._start = time.monotonic()
+
+  @property
+  def seconds(self) -> float:
+    return self._before + time.monotonic() - self._start
+
+  @contextlib.contextmanager
+  def ticking(self, every: float = 2.0) -> Iterator['Stopwatch']:
+    """Writes the file from a thread, so that a kill loses two seconds of the sum at most."""
+    stop = threading.Event()
+
+    def tick() -> None:
+      while not stop.wait(every):
+        with contextlib.suppress(OSError):
+          write_json(self._file, {'seconds': round(self.seconds, 3)})
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+      yield self
+    finally:
+      stop.set()
+      thread.join()
+      with contextlib.suppress(OSError):
+        write_json(self._file, {'seconds': round(self.seconds, 3)})
+
+
+# ---------------------------------------------------------------- a full disk
+
+
+def check_space(folder: Path, needed: int) -> None:
+  """Raises BadInput if the disk of `folder` has less than `needed` bytes left."""
+  free = shutil.disk_usage(folder).free
+  if free < needed:
+    raise BadInput(no_space(folder, needed))
+
+
+def no_space(folder: Path, needed: int = 0) -> str:
+  """The message for a disk without space; `needed` is what the work at hand would take, in bytes."""
+  while not folder.exists():
+    folder = folder.parent
+  free = shutil.disk_usage(folder).free
+  missing = max(needed - free, 64 << 20)
+  return (f'no space left on the disk of {folder} ({_size(free)} free); free {_size(missing)} or '
+          'choose another --workdir, then start the same command again to go on: nothing is lost')
+
+
+def is_no_space(error: BaseException | None) -> bool:
+  """Whether an exception, or one it came from, is a full disk; orbax and tensorstore only say so in words."""
+  while error is not None:
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+      return True
+    if 'No space left on device' in str(error) or 'Disk quota exceeded' in str(error):
+      return True
+    error = error.__cause__ or error.__context__
+  return False
+
+
+def _size(count: float) -> str:
+  for unit in ('B', 'kB', 'MB', 'GB'):
+    if count < 1000:
+      break
+    count /= 1000
+  else:
+    unit = 'TB'
+  return f'{count:.0f} {unit}' if count >= 10 or unit == 'B' else f'{count:.1f} {unit}'
+
+
+def room(folder: Path | None) -> int:
+  """Bytes that a workdir's next saves may take: three of its largest checkpoints."""
+  largest = 0
+  for listing in folder.glob('*/checkpoints.json') if folder else ():
+    for files in json.loads(listing.read_text('utf-8')).values():
+      largest = max(largest, sum(length for length, _ in files.values()))
+  return 3 * largest
