@@ -21,7 +21,7 @@ INK = '#010203'  # stands for the page's text colour, put in place in `_svg`
 COLOURS = ('#3f7fbf', '#d9822b', '#2f9e6e', '#c8485a', '#8a6bbf', '#8c7a4f', '#3aa6b0', '#b0679a')
 BINS = 80  # points a curve: a run of 100,000 steps must not make a page of 100 MB
 _STYLE = {
-  'svg.fonttype': 'none', 'font.family': 'sans-serif', 'font.size': 9, 'text.color': INK,
+  'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.family': 'sans-serif', 'font.size': 9, 'text.color': INK,
   'axes.edgecolor': INK, 'axes.labelcolor': INK, 'axes.titlecolor': INK, 'axes.titlesize': 9,
   'xtick.color': INK, 'ytick.color': INK, 'axes.linewidth': 0.6, 'xtick.major.width': 0.6,
   'ytick.major.width': 0.6, 'axes.spines.top': False, 'axes.spines.right': False,

@@ -1,0 +1,225 @@
+"""The report of a made-up workdir: every section is there, nothing is fetched, half a workdir is enough."""
+
+import html.parser
+import json
+import math
+import random
+import re
+
+import pytest
+
+from rlhf_jax import configs
+from rlhf_jax.report import contents, figures, findings, report
+
+SECTIONS = ('results', 'categories', 'samples', 'reward', 'labelers', 'curves', 'kl', 'data', 'runs')
+MODELS = {'gpt': .2, 'sft': .5, 'sft_t05': .58, 'sft_best_of_4': .6, 'ppo_ptx': .71}
+
+
+def made_up(folder, finished=True):
+  """A workdir as the runtime leaves it, with numbers from a hat."""
+  hat = random.Random(0)
+  parents = {'gpt': {}, 'sft': {'init_from': 'gpt'}, 'rankings': {'policy': 'sft'},
+             'reward': {'init_from': 'sft', 'data': 'rankings'},
+             'ppo_ptx': {'policy': 'sft', 'reward': 'reward'},
+             'evaluation': {'models.ppo_ptx': 'ppo_ptx', 'reward': 'reward'}}
+  kinds = {'rankings': 'Collect', 'reward': 'Reward', 'ppo_ptx': 'PPO', 'evaluation': 'Evaluate'}
+  sampled = {name: {'run': name if name in parents else 'sft', 'temperature': .5 if name == 'sft_t05' else 1.0,
+                    'best_of': 4 if 'best' in name else 1, 'prefix': ''} for name in MODELS}
+  config = {'gpt': {'init_from': ''}, 'sft': {'init_from': 'gpt'}, 'evaluation': {'against': 'sft', 'models': sampled}}
+  for name in parents:
+    write(folder / name / 'config.json', {
+      'kind': kinds.get(name, 'Language'), 'config': config.get(name, {'seed': 0}),
+      'parents': {role: [run, 'abc'] for role, run in parents[name].items()}, 'hash': 'abc',
+      'versions': {'python': '3.11', 'jax': '0.10.2'}, 'commit': 'deadbeef'})
+  lines(folder / 'gpt' / 'metrics.jsonl', [
+    {'step': i + 1, 'loss': 5 * math.exp(-i / 60) + 2 + hat.gauss(0, .1), 'gradient_norm': 1 + hat.random()}
+    | ({'validation_loss': 5 * math.exp(-i / 60) + 2.1} if i % 50 == 49 else {}) for i in range(400)])
+  lines(folder / 'reward' / 'metrics.jsonl', [
+    {'step': i + 1, 'loss': .69 - i / 800, 'accuracy': .5 + i / 500, 'gradient_norm': None} for i in range(90)])
+  lines(folder / 'ppo_ptx' / 'metrics.jsonl', [
+    {'step': i + 1, 'score': i / 40 + hat.gauss(0, .1), 'kl': i / 15, 'entropy': 2 - i / 100,
+     'response_length': 11 + hat.random(), 'eos_rate': .97, 'ptx_loss': 2.1, 'explained_variance': .5,
+     'clip_fraction': .01, 'kl_coef': .02} | ({'win_rate': .5 + i / 300, 'gold': .9 + i / 100,
+                                               'evaluation_kl': i / 15} if i % 10 == 9 else {})
+    for i in range(60)])
+  lines(folder / 'ppo_ptx' / 'samples.jsonl', [
+    {'step': i // 4, 'prompt': f'Rollout prompt {i}', 'response': f'an answer {i}', 'score': .1 * i, 'kl': 1.5}
+    for i in range(40)])
+  write(folder / 'data' / 'text-1f2e' / 'card.json', {'text.jsonl': {'read': 1234567, 'refused': {'empty text': 3}}})
+  if not finished:
+    return folder
+  for name in parents:
+    write(folder / name / 'finished.json', {'seconds': 61.5, 'steps': 60, 'summary': {'loss': 2.0}})
+  for name, rate in MODELS.items():
+    lines(folder / 'evaluation' / 'evaluations' / f'{name}.jsonl', [
+      {'id': f'{i:05d}', 'prompt': f'<b>Prompt</b> {i}', 'category': 'chat', 'response': f'{name} says {i} & more',
+       'ended': True, 'length': 7, 'kl': 1.0, 'proxy': .25,
+       'judgement': {'score': rate + .1, 'win': 1.0, 'flags': {'rude': False}}} for i in range(30)])
+  entry = lambda rate: {
+    'win_rate_vs_sft': {'mean': rate, 'low': rate - .04, 'high': rate + .04, 'n': 600}, 'gold': rate + .3,
+    'gold_ci': [rate + .25, rate + .35], 'proxy': rate, 'proxy_ci': [rate - .1, rate + .1], 'kl': 5 * abs(rate - .5),
+    'kl_ci': [5 * abs(rate - .5) - .05, 5 * abs(rate - .5) + .05], 'response_length': 11.2, 'eos_rate': .98,
+    'pretraining_loss': 2.31, 'pretraining_loss_ci': [2.2, 2.4], 'distinct_2': .3, 'rude_rate': .02,
+    'rude_rate_ci': [.01, .03], 'rude_rate_n': 600, 'hallucination_rate': None, 'hallucination_rate_n': 0,
+    'refusal_rate': .05, 'by_category': {
+      category: {'n': n, 'gold': rate, 'win_rate_vs_sft': {'mean': rate, 'low': rate - .2, 'high': rate + .2, 'n': n}}
+      for category, n in (('generation', 270), ('open QA', 70), ('extraction', 9))}}
+  write(folder / 'results.json', {
+    'labelers': {'agreement_training': .726, 'agreement_training_ci': [.71, .74], 'pairs_training': 4000,
+                 'prompts_training': 300, 'agreement_heldout': .773, 'agreement_heldout_ci': [.76, .785]},
+    'reward_model': {
+      'accuracy': .68, 'accuracy_ci': [.66, .7], 'accuracy_heldout_labelers': .64, 'pairs': 4000,
+      'accuracy_heldout_labelers_ci': [.62, .66], 'ece': .03, 'mean_sft': -.1, 'std_sft': .8, 'by_labeler': {
+        'anna': {'accuracy': .68, 'accuracy_ci': [.66, .7], 'pairs': 4000, 'training': True}},
+      'reliability': [{'low': i / 10, 'high': (i + 1) / 10, 'confidence': i / 10 + .05, 'accuracy': i / 10 + .04,
+                       'n': 100 + i} for i in range(10)]},
+    'models': {name: entry(rate) for name, rate in MODELS.items()}, 'seconds': {'gpt': 61.5}})
+  return folder
+
+
+def write(path, value):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(json.dumps(value), encoding='utf-8')
+
+
+def lines(path, rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+
+
+class Page(html.parser.HTMLParser):
+  """Sections, ids and whether tags are closed in order."""
+
+  VOID = {'meta', 'br', 'path', 'use', 'link', 'img', 'input', 'hr'}
+
+  def __init__(self, text):
+    super().__init__()
+    self.open, self.ids, self.sections, self.images = [], [], [], 0
+    self.feed(text)
+
+  def handle_starttag(self, tag, attrs):
+    found = dict(attrs)
+    self.ids += [found['id']] if 'id' in found else []
+    self.sections += [found['id']] if tag == 'section' else []
+    self.images += tag == 'svg'
+    if tag not in self.VOID:
+      self.open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.ids += [value for name, value in attrs if name == 'id']
+
+  def handle_endtag(self, tag):
+    if tag not in self.VOID:
+      assert self.open.pop() == tag, tag
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  folder = made_up(tmp_path_factory.mktemp('workdir'))
+  path = report.write(folder)
+  assert path == folder / 'report.html'
+  return path.read_text(encoding='utf-8')
+
+
+def test_every_section_is_there_and_none_is_empty(whole):
+  page = Page(whole)
+  assert tuple(page.sections) == SECTIONS and not page.open
+  assert 'Not there yet' not in whole
+  assert page.images == 7  # win rates, three runs' curves, path, gold over KL, reliability
+  assert len(page.ids) == len(set(page.ids))
+
+
+def test_nothing_comes_from_elsewhere(whole):
+  assert 'http' not in whole and '//' not in re.sub(r'<script>.*</script>', '', whole, flags=re.S).replace('</', '')
+  assert not re.search(r'<(link|img|iframe|script)[^>]*(src|href)=', whole)
+  assert 'url(#' in whole and 'font-family: "' not in whole.split('</style>')[1]
+
+
+def test_figures_take_the_colour_of_the_page(whole):
+  assert 'currentColor' in whole and figures.INK not in whole
+  assert 'prefers-color-scheme: dark' in whole and 'fill: #ffffff' not in whole
+
+
+def test_twenty_samples_in_order_with_both_scores_and_markup_as_text(whole):
+  asked = re.findall(r'<p class="ask">(.*?)</p>', whole)
+  assert asked == [f'&lt;b&gt;Prompt&lt;/b&gt; {i}' for i in range(20)]
+  assert 'sft says 3 &amp; more' in whole and 'ppo_ptx says 19 &amp; more' in whole and 'says 20 ' not in whole
+  assert '<b>ppo_ptx · judge 0.810 · reward model 0.250 · wins</b>' in whole
+
+
+def test_verdict_and_claims(tmp_path, whole):
+  assert 'ppo_ptx is preferred to sft: it wins 71.0 % of 600 held-out prompts' in whole
+  told = {claim.text.split(':')[0]: claim.holds for claim in findings.claims(contents.read(made_up(tmp_path)))}
+  assert told == {
+    'gpt is worse than sft, intervals apart': True, 'ppo_ptx is better than sft, intervals apart': True,
+    'ppo_ptx wins at least 60% against sft': True, 'ppo_ptx wins more than sft_t05': True,
+    'ppo_ptx wins more than sft_best_of_4': True, 'sft_best_of_4 gains in the judge’s score': True,
+    'the reward model predicts held-out labelers above 60%': True,
+    'the pretraining loss of ppo_ptx is within 3% of sft’s': True}
+
+
+def test_claims_fail_where_numbers_do(tmp_path):
+  folder = made_up(tmp_path)
+  results = json.loads((folder / 'results.json').read_text())
+  results['models']['ppo_ptx'] |= {'win_rate_vs_sft': {'mean': .56, 'low': .53, 'high': .59, 'n': 600},
+                                   'pretraining_loss': 2.31 * 1.04}
+  write(folder / 'results.json', results)
+  told = [claim.holds for claim in findings.claims(contents.read(folder))]
+  assert told == [True, False, False, False, False, True, True, False]
+
+
+def test_half_a_workdir(tmp_path):
+  page = report.write(made_up(tmp_path, finished=False)).read_text(encoding='utf-8')
+  assert tuple(Page(page).sections) == SECTIONS
+  assert page.count('Not there yet') == 4  # results, categories, reward model, labelers
+  assert 'Not finished: gpt, sft, rankings, reward, ppo_ptx, evaluation.' in page
+  assert 'Rollout prompt 39' in page and 'Rollout prompt 19<' not in page
+
+
+def test_one_run_without_a_step(tmp_path):
+  write(tmp_path / 'gpt' / 'config.json', {'kind': 'Language', 'config': {}})
+  page = report.write(tmp_path).read_text(encoding='utf-8')
+  assert tuple(Page(page).sections) == SECTIONS and page.count('Not there yet') >= 8
+
+
+def test_torn_files_do_not_stop_it(tmp_path):
+  folder = made_up(tmp_path)
+  (folder / 'results.json').write_text('{"models": {"gp', encoding='utf-8')
+  with open(folder / 'gpt' / 'metrics.jsonl', 'a', encoding='utf-8') as file:
+    file.write('{"step": 401, "lo')
+  assert len(contents.read(folder).run('gpt').metrics) == 400
+  assert 'results.json, written when' in report.write(folder).read_text(encoding='utf-8')
+
+
+def test_a_folder_without_runs_is_refused(tmp_path):
+  with pytest.raises(configs.BadInput, match='no run is in there'):
+    report.write(tmp_path)
+
+
+def test_the_same_files_give_the_same_page(tmp_path):
+  folder = made_up(tmp_path)
+  assert report.page(contents.read(folder)) == report.page(contents.read(folder))
+
+
+def test_runs_come_after_what_they_rest_on(tmp_path):
+  names = [run.name for run in contents.read(made_up(tmp_path)).runs]
+  assert names.index('gpt') < names.index('sft') < names.index('reward') < names.index('ppo_ptx')
+
+
+def test_curves_are_binned_means_with_their_range():
+  step, mean, low, high = figures.binned(range(4), [1.0, None, 3.0, 5.0])
+  assert step.tolist() == [0, 2, 3] and mean.tolist() == low.tolist() == high.tolist() == [1, 3, 5]
+  step, mean, low, high = figures.binned(range(200), [float(i % 3) for i in range(200)])
+  assert len(step) == 67 and step[0] == 1 and mean[0] == 1 and (low[0], high[0]) == (0, 2)
+
+
+def test_wilson_interval():
+  # 7 of 10: 0.397 and 0.892, worked by hand from Wilson's formula with z = 1.96
+  assert figures.wilson(.7, 10) == pytest.approx((.3968, .8922), abs=2e-4)
+
+
+@pytest.mark.parametrize('value, text', [
+  (None, '–'), (0.12345, '0.123'), (-1.5, '-1.50'), (1234567, '1\u202f234\u202f567'), (0.0, '0.0'),
+  (1.2e-9, '1.20e-09'), (123.456, '123'), ('x', 'x'), (True, 'True')])
+def test_numbers_for_people(value, text):
+  assert report.number(value) == text
