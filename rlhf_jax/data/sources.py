@@ -1,7 +1,8 @@
-"""Sources of a config → validated records in a fixed order, with an account of every row; and splits.
+"""Sources of a config → validated records in a fixed order, an account of every row; and splits.
 
-In: `configs.Source`s and the Place that files are looked for and written in. Out: records of one kind,
-where each came from, and counts per source. Left out: file layouts (readers.py), tokens (builders.py).
+In: `configs.Source`s and the Place that files are looked for and written in. Out: records of one
+kind, where each came from, and counts per source. Left out: file layouts (readers.py), tokens
+(rows.py).
 """
 
 import dataclasses
@@ -12,10 +13,12 @@ import json
 import logging
 import pathlib
 import random
+import sys
+import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from rlhf_jax.configs import BadInput, Source
+from rlhf_jax.configs import BadInput, OutOfReach, Source
 from rlhf_jax.data import readers, records
 from rlhf_jax.data.records import KINDS, Demonstration, Ranking, Record, Text
 
@@ -51,9 +54,10 @@ def read(sources: Sequence[Source], place: Place) -> tuple[list[Record], dict[st
 def gather(sources: Sequence[Source], place: Place) -> Gathered:
   """`read` with the origin of each record.
 
-  The counts of a source: 'read' rows, 'refused' {reason: rows}, 'records' made of them, 'duplicates'
-  removed (never from a function: how often it says something is its own choice), 'not_taken'
-  because of Source.size, 'kept'; for rankings 'labelers' and 'sets' such as 'intransitive sets'.
+  The counts of a source: 'read' rows, 'refused' {reason: rows}, 'records' made of them,
+  'duplicates' removed (never from a function: how often it says something is its own choice),
+  'not_taken' because of Source.size, 'kept'; for rankings 'labelers' and 'sets' such as
+  'intransitive sets'.
   """
   require(sources, place)
   kinds = sorted({source.kind for source in sources})
@@ -114,7 +118,7 @@ def _content(record: Record) -> Hashable:
 
 def files(source: Source, place: Place) -> list[pathlib.Path]:
   """The files of a source; those of a function are written first, if they are not there yet."""
-  return [_made(source, place)] if source.make else [_path(name, place) for name in source.files]
+  return [_made(source, place)] if source.make else [locate(name, place) for name in source.files]
 
 
 def label(path: pathlib.Path, place: Place) -> str:
@@ -140,7 +144,7 @@ def require(sources: Sequence[Source], place: Place) -> None:
     if bool(source.files) == bool(source.make):
       raise BadInput(f'source of {source.kind}: expected either files or make, found '
                      f'{"both" if source.files else "neither"}')
-    missing += [name for name in source.files if not _path(name, place).is_file()]
+    missing += [name for name in source.files if not locate(name, place).is_file()]
   if not missing:
     return
   folders = dict.fromkeys(pathlib.PurePath(name).parts[0] for name in missing)
@@ -156,7 +160,7 @@ def _near(name: str, names: Mapping[str, Any]) -> str:
   return ' or '.join(repr(key) for key in difflib.get_close_matches(name, names, 2) or names)
 
 
-def _path(name: str, place: Place) -> pathlib.Path:
+def locate(name: str, place: Place) -> pathlib.Path:
   path = pathlib.Path(name).expanduser()
   return path if place.data is None or path.is_absolute() else place.data / path
 
@@ -170,6 +174,8 @@ def _made(source: Source, place: Place) -> pathlib.Path:
   digest = hashlib.sha256(repr(source).encode() + _code(module)).hexdigest()[:12]
   name = '-'.join([source.kind, *source.make.replace(':', '.').split('.')[-1:], source.split])
   path = place.workdir / 'data' / 'sources' / f'{name}-{digest}.jsonl'
+  if process():
+    wait_for(path)
   if path.is_file():
     return path
   make = records.load(source.make, 'source: make')
@@ -177,8 +183,8 @@ def _made(source: Source, place: Place) -> pathlib.Path:
   def made():
     for record in make(source.split, source.size, source.seed):
       if not isinstance(record, KINDS[source.kind]):
-        raise BadInput(f'{source.make}: expected it to yield {KINDS[source.kind].__name__} for kind '
-                       f'{source.kind!r}, found {type(record).__name__}')
+        raise BadInput(f'{source.make}: expected it to yield {KINDS[source.kind].__name__} for '
+                       f'kind {source.kind!r}, found {type(record).__name__}')
       yield record
 
   count = records.write_jsonl(path, made())
@@ -202,6 +208,21 @@ def _code(module: str) -> bytes:
   return b''.join(file.read_bytes() for file in package)
 
 
+def process() -> int:
+  """Index of this process; 0 where jax.distributed is not in use. Only process 0 builds data."""
+  jax = sys.modules.get('jax')
+  return jax.process_index() if jax and jax.distributed.is_initialized() else 0
+
+
+def wait_for(path: pathlib.Path, seconds: float = 3600) -> None:
+  """Returns when another process has put `path` there. Raises: OutOfReach after `seconds`."""
+  until = time.monotonic() + seconds
+  while not path.exists():
+    if time.monotonic() > until:
+      raise OutOfReach(f'{path}: process 0 has not built it within {seconds:.0f} s')
+    time.sleep(0.2)
+
+
 def normal(text: str) -> str:
   """What two prompts share that only differ in whitespace and case."""
   return ' '.join(text.casefold().split())
@@ -218,7 +239,8 @@ def split(items: Sequence[Record], heldout: float, seed: int) -> tuple[list[Reco
   return [items[index] for index in train], [items[index] for index in held]
 
 
-def split_indices(items: Sequence[Record], heldout: float, seed: int) -> tuple[list[int], list[int]]:
+def split_indices(items: Sequence[Record], heldout: float,
+                  seed: int) -> tuple[list[int], list[int]]:
   """Which records train and which are held out: about a share `heldout` of them.
 
   By customer where it is known, else by prompt or document, in the order of a hash of (seed, name):

@@ -102,6 +102,11 @@ class Tokenizer:
     encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
     return [encoding.ids for encoding in encodings]
 
+  def head(self, text: str, count: int) -> str:
+    """The start of `text` that its first `count` ids stand for."""
+    spans = self._backend.encode(text, add_special_tokens=False).offsets[:count]
+    return text[:spans[-1][1]] if spans else ''
+
   def encode_prompt(self, text: str) -> list[int]:
     """[bos] + ids."""
     return self.encode_prompts([text])[0]

@@ -1,0 +1,268 @@
+"""Tokens of records, and the fixed-size rows they are laid out in.
+
+In: records with their origins, a tokenizer, limits. Out: token pieces a record, an account of what
+was refused and cut, and numpy arrays [rows, …]. Left out: reading and splitting (sources.py), files
+(builders.py). One layout: prompt left-padded in P, response right-padded in R, eos within R.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.configs import BadInput
+from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Record
+from rlhf_jax.data.tokenizer import Tokenizer
+
+_NEEDS = {'text': ('length',), 'prompts': ('prompt_length', 'prompt_cut'),
+          'demonstrations': ('prompt_length', 'response_length', 'prompt_cut'),
+          'rankings': ('prompt_length', 'response_length', 'k_max', 'prompt_cut')}
+_CUTS = ('refuse', 'head')
+# The last line of a prompt where it asks for the response: 'TL;DR:', 'Assistant:'.
+_TAIL = re.compile(r'\s*\n[^\n]{1,24}:\s*\Z')
+_SPEAKER = re.compile(r'\w+:')  # 'Human:', where a dialogue starts with it
+_SENTENCE = re.compile(r'[.!?…]["\')\]”’]*(?=\s)|\n')
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+  """Lengths in tokens, completions a prompt, and what becomes of prompts that are too long."""
+  prompt_length: int = 0
+  response_length: int = 0
+  length: int = 0
+  k_max: int = 0
+  prompt_cut: str = 'refuse'
+
+  def of(self, kind: str) -> 'Limits':
+    """The limits that records of this kind have. Raises: BadInput where one makes no sense."""
+    mine = {name: getattr(self, name) for name in _NEEDS[kind]}
+    for name, value in mine.items():
+      if name == 'prompt_cut':
+        if value not in _CUTS:
+          raise BadInput(f'prompt_cut: expected one of {", ".join(_CUTS)}, found {value!r}')
+      elif value < (least := 1 if name == 'prompt_length' else 2):
+        raise BadInput(f'{name}: expected at least {least} for {kind}, found {value}')
+    return Limits(**mine)
+
+
+@dataclasses.dataclass
+class Pieces:
+  """Records that fit (their prompts cut where asked), their tokens, and the account.
+
+  A piece is, by kind: ids of a document; prompt ids; (prompt ids, response ids with eos);
+  (prompt ids, [completion ids], [ranks]).
+  """
+  records: list[Record]
+  tokens: list[Any]
+  refused: collections.Counter[str]
+  cut: dict[str, dict[str, float]]  # 'prompts', 'completions' -> count, share of those read
+  lengths: dict[str, dict[str, int]]  # quantiles in tokens before any limit
+  removed: collections.Counter[str]  # completions taken out of rankings, by reason
+
+
+def pieces(kind: str, records: Sequence[Record], origins: Sequence[tuple[str, int]],
+           tokenizer: Tokenizer, limits: Limits, skip_bad_rows: bool) -> Pieces:
+  """Tokens of the records that fit.
+
+  A prompt that is too long, or a ranking of more than k_max, is a bad row: BadInput names its line,
+  or it is counted under skip_bad_rows. A demonstration above R is refused and counted: half an
+  answer teaches to stop in the middle. A completion above R is cut, as the policy's own would be.
+  """
+  out = Pieces([], [], collections.Counter(), {}, {}, collections.Counter())
+  if kind == 'text':
+    out.records, out.tokens = list(records), tokenizer.encode_all([item.text for item in records])
+    out.lengths['text'] = _quantiles([len(ids) for ids in out.tokens])
+    return out
+  fitting, prompts = _prompts(records, origins, tokenizer, limits, skip_bad_rows, out)
+  if kind == 'prompts':
+    out.records, out.tokens = fitting, prompts
+  elif kind == 'demonstrations':
+    _demonstrations(fitting, prompts, tokenizer, limits, out)
+  else:
+    _rankings(fitting, prompts, tokenizer, limits, out)
+  return out
+
+
+def fit_prompts(records: Sequence[Prompt], origins: Sequence[tuple[str, int]], tokenizer: Tokenizer,
+                limits: Limits, skip_bad_rows: bool) -> Pieces:
+  """`pieces` of prompts."""
+  return pieces('prompts', records, origins, tokenizer, limits.of('prompts'), skip_bad_rows)
+
+
+def _prompts(records, origins, tokenizer, limits, skip_bad_rows, out):
+  """(records, prompt ids) of those that fit, or do so after a cut."""
+  refuse = _refuse(out, skip_bad_rows)
+  found = tokenizer.encode_prompts([record.prompt for record in records])
+  out.lengths['prompt'] = _quantiles([len(ids) for ids in found])
+  fitting, prompts, cuts = [], [], 0
+  for record, ids, origin in zip(records, found, origins, strict=True):
+    if isinstance(record, Ranking) and len(record.completions) > limits.k_max:
+      refuse(origin, 'more completions than k_max', f"field 'completions': expected at most "
+             f'{limits.k_max}, found {len(record.completions)}; raise k_max')
+      continue
+    if len(ids) > limits.prompt_length and limits.prompt_cut == 'head':
+      if shorter := cut(record.prompt, tokenizer, limits.prompt_length):
+        record, ids, cuts = dataclasses.replace(record, prompt=shorter[0]), shorter[1], cuts + 1
+    if len(ids) > limits.prompt_length:
+      refuse(origin, 'prompt too long', f"field 'prompt': expected at most {limits.prompt_length} "
+             f"tokens, found {len(ids)}; raise prompt_length or set prompt_cut to 'head'")
+      continue
+    fitting.append(record)
+    prompts.append(ids)
+  out.cut['prompts'] = _share(cuts, len(records))
+  return fitting, prompts
+
+
+def _refuse(out, skip_bad_rows):
+  def refuse(origin, reason, message):
+    if not skip_bad_rows:
+      raise BadInput(f'{origin[0]}:{origin[1]}: {message} (or --skip-bad-rows)')
+    out.refused[reason] += 1
+  return refuse
+
+
+def _demonstrations(records: Sequence[Demonstration], prompts, tokenizer, limits, out) -> None:
+  found = tokenizer.encode_responses([record.prompt for record in records],
+                                     [record.response for record in records])
+  out.lengths['response'] = _quantiles([len(ids) + 1 for ids in found])
+  for record, prompt, ids in zip(records, prompts, found, strict=True):
+    if len(ids) + 1 > limits.response_length:
+      out.refused['response too long'] += 1
+      continue
+    out.records.append(record)
+    out.tokens.append((prompt, [*ids, tokenizer.eos]))
+
+
+def _rankings(records: Sequence[Ranking], prompts, tokenizer, limits, out) -> None:
+  texts = [[record.completion(index) for index in range(len(record.completions))]
+           for record in records]
+  flat = [(record.prompt, text) for record, completions in zip(records, texts, strict=True)
+          for text, _ in completions]
+  found = tokenizer.encode_responses(*zip(*flat, strict=True)) if flat else []
+  out.lengths['response'] = _quantiles([len(ids) + 1 for ids in found])
+  ids_of, cuts = iter(found), 0
+  for record, prompt, completions in zip(records, prompts, texts, strict=True):
+    kept: dict[tuple[int, ...], tuple[str, int]] = {}
+    tokens, ranks = [], []
+    for (text, ended), rank in zip(completions, record.ranks, strict=True):
+      ids = next(ids_of)
+      whole = ended and len(ids) < limits.response_length
+      cuts += ended and not whole
+      ids = (*ids, tokenizer.eos) if whole else tuple(ids[:limits.response_length])
+      other, its_rank = kept.setdefault(ids, (text, rank))
+      if not ids:
+        out.removed['unfinished without a token'] += 1
+      elif other != text:
+        out.removed['equal by truncation'] += 1
+      elif its_rank != rank:
+        out.removed['equal, ranked differently'] += 1  # nothing in the text can tell them apart
+      else:
+        tokens.append(list(ids))
+        ranks.append(rank)
+    if len(set(ranks)) < 2:
+      out.refused['nothing left to compare'] += 1
+      continue
+    out.records.append(record)
+    out.tokens.append((prompt, tokens, ranks))
+  out.cut['completions'] = _share(cuts, len(found))
+
+
+def cut(prompt: str, tokenizer: Tokenizer, limit: int) -> tuple[str, list[int]] | None:
+  """The prompt within `limit` tokens and its ids; None where not even a word of it fits.
+
+  A post keeps its head up to the last sentence that fits, and its last line where that asks for the
+  response ('TL;DR:'). A dialogue loses its earliest turns: the last one is what is answered.
+  Source: Stiennon et al. 2020 cut posts at the last newline that fits, not in mid-sentence.
+  """
+  speaker = _SPEAKER.match(prompt)
+  mark = '\n\n' + speaker.group() if speaker else None
+  while mark and mark in prompt:
+    prompt = prompt[prompt.index(mark) + 2:]
+    if len(ids := tokenizer.encode_prompt(prompt)) <= limit:
+      return prompt, ids
+  found = _TAIL.search(prompt)
+  body, tail = (prompt[:found.start()], found.group()) if found else (prompt, '')
+  room = limit - len(tokenizer.encode_prompt(tail))
+  while room > 0:
+    text = _head(body, len(tokenizer.head(body, room)))
+    if not text:
+      return None
+    if len(ids := tokenizer.encode_prompt(text + tail)) <= limit:
+      return text + tail, ids
+    room -= len(ids) - limit
+  return None
+
+
+def _head(body: str, end: int) -> str:
+  """body[:end] up to its last sentence, or up to its last word where that is less than half."""
+  if end < len(body):
+    ends = [match.end() for match in _SENTENCE.finditer(body[:end + 1]) if match.end() <= end]
+    words = body[:end].rsplit(maxsplit=1)
+    end = ends[-1] if ends and 2 * ends[-1] >= end else len(words[0]) if len(words) > 1 else 0
+  return body[:end].rstrip()
+
+
+def arrays(kind: str, tokens: Sequence[Any], tokenizer: Tokenizer,
+           limits: Limits) -> dict[str, np.ndarray]:
+  """Pieces as arrays [rows, …]; see builders.build for names, shapes and dtypes."""
+  if kind == 'text':
+    return _packed(tokens, tokenizer, limits.length)
+  prompt_length, total = limits.prompt_length, limits.prompt_length + limits.response_length
+  shape = ((len(tokens), limits.k_max, total) if kind == 'rankings' else (len(tokens), total))
+  out = {'tokens': np.full(shape, tokenizer.pad, np.int32), 'valid': np.zeros(shape, bool),
+         'mask': np.zeros(shape, bool)}
+
+  def place(where, prompt, response):
+    middle, end = prompt_length, prompt_length + len(response)
+    out['tokens'][where][middle - len(prompt):end] = prompt + response
+    out['valid'][where][middle - len(prompt):end] = True
+    out['mask'][where][middle:end] = True
+
+  if kind == 'prompts':
+    for row, prompt in enumerate(tokens):
+      place(row, prompt, [])
+    del out['mask']
+  elif kind == 'demonstrations':
+    for row, (prompt, response) in enumerate(tokens):
+      place(row, prompt, response)
+  else:
+    out['ranks'] = np.zeros(shape[:2], np.int32)
+    out['present'] = np.zeros(shape[:2], bool)
+    for row, (prompt, completions, ranks) in enumerate(tokens):
+      for index, completion in enumerate(completions):
+        place((row, index), prompt, completion)
+      out['ranks'][row, :len(ranks)] = ranks
+      out['present'][row, :len(ranks)] = True
+  return out
+
+
+def _packed(documents: Sequence[list[int]], tokenizer: Tokenizer,
+            length: int) -> dict[str, np.ndarray]:
+  """Documents, each [bos] text [eos], one after the other in rows; only the last row is padded.
+
+  The first token of a row has nothing before it that could predict it: `mask` leaves it out.
+  """
+  start = [] if tokenizer.bos is None else [tokenizer.bos]
+  flat = np.array([index for ids in documents for index in (*start, *ids, tokenizer.eos)], np.int32)
+  rows = -(-len(flat) // length)
+  tokens = np.full(rows * length, tokenizer.pad, np.int32)
+  tokens[:len(flat)] = flat
+  valid = (np.arange(rows * length) < len(flat)).reshape(rows, length)
+  mask = valid.copy()
+  mask[:, 0] = False
+  return {'tokens': tokens.reshape(rows, length), 'valid': valid, 'mask': mask}
+
+
+def _quantiles(lengths: Sequence[int]) -> dict[str, int]:
+  if not lengths:
+    return {}
+  quantiles = np.percentile(lengths, [50, 90, 99, 100], method='higher')
+  return dict(zip(('p50', 'p90', 'p99', 'max'), map(int, quantiles), strict=True))
+
+
+def _share(count: int, total: int) -> dict[str, float]:
+  return {'count': int(count), 'share': round(count / total, 4) if total else 0.0}
+
