@@ -1,0 +1,101 @@
+"""Log-probabilities of tokens against a loop; chunks; padding rows of the table."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax.objectives import likelihood
+
+BATCH, LENGTH, WIDTH, ROWS, VOCABULARY = 3, 7, 5, 16, 11
+token_logprobs = jax.jit(likelihood.token_logprobs, static_argnums=(3, 5))
+logits_of = jax.jit(likelihood.logits_of, static_argnums=2)
+masked_mean = jax.jit(likelihood.masked_mean)
+
+
+@pytest.fixture(scope='module')
+def case():
+  random = np.random.default_rng(0)
+  hidden = random.normal(size=(BATCH, LENGTH, WIDTH)).astype(np.float32)
+  table = random.normal(size=(ROWS, WIDTH)).astype(np.float32)
+  targets = random.integers(0, VOCABULARY, (BATCH, LENGTH)).astype(np.int32)
+  return hidden, table, targets
+
+
+def loop(hidden, table, targets, temperature):
+  found = np.zeros(targets.shape)
+  for b in range(targets.shape[0]):
+    for t in range(targets.shape[1]):
+      logits = [float(hidden[b, t] @ table[v]) / temperature for v in range(VOCABULARY)]
+      found[b, t] = logits[targets[b, t]] - np.log(np.sum(np.exp(logits)))
+  return found
+
+
+@pytest.mark.parametrize('chunk', [0, 3])
+@pytest.mark.parametrize('temperature', [1.0, 0.5, 2.0])
+def test_equals_the_loop(case, temperature, chunk):
+  found = token_logprobs(*case, VOCABULARY, temperature, chunk)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, loop(*case, temperature), rtol=1e-5, atol=1e-5)
+
+
+def test_chunks_have_the_gradient_of_the_whole(case):
+  hidden, table, targets = case
+  weights = np.arange(BATCH * LENGTH).reshape(BATCH, LENGTH) / 10
+
+  def gradient(chunk):
+    def loss(arrays):
+      return jnp.sum(weights * token_logprobs(*arrays, targets, VOCABULARY, 1.3, chunk))
+
+    return jax.jit(jax.grad(loss))((hidden, table))
+
+  for a, b in zip(gradient(3), gradient(0), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b)
+
+
+def test_padding_rows_have_probability_zero(case):
+  hidden, table, _ = case
+  table = table.copy()
+  table[VOCABULARY:] *= 100  # would win every softmax
+  logits = logits_of(hidden, table, VOCABULARY)
+  assert logits.shape == (BATCH, LENGTH, ROWS)
+  probability = np.asarray(jax.nn.softmax(logits))
+  np.testing.assert_array_equal(probability[..., VOCABULARY:], 0)
+  np.testing.assert_allclose(probability.sum(-1), 1, rtol=1e-6)
+  every = [token_logprobs(hidden, table, np.full((BATCH, LENGTH), v), VOCABULARY)
+           for v in range(VOCABULARY)]
+  np.testing.assert_allclose(np.sum(np.exp(every), 0), 1, rtol=1e-5)
+
+
+def test_padding_rows_get_no_gradient(case):
+  hidden, table, targets = case
+  gradient = jax.jit(
+    jax.grad(lambda t: jnp.sum(token_logprobs(hidden, t, targets, VOCABULARY))))(table)
+  gradient = np.asarray(gradient)
+  assert np.isfinite(gradient).all()
+  np.testing.assert_array_equal(gradient[VOCABULARY:], 0)
+  assert (np.abs(gradient[:VOCABULARY]).max(axis=1) > 0).all()
+
+
+def test_log_softmax_of_bfloat16_states_is_float32():
+  """In bfloat16 the probabilities of 1,000 ids would not sum to 1 within 1e-2."""
+  random = np.random.default_rng(1)
+  hidden = random.normal(size=(1, 1, 64)).astype(jnp.bfloat16)
+  table = (0.3 * random.normal(size=(1000, 64))).astype(np.float32)
+  logits = logits_of(hidden, table, 1000)
+  exact = hidden.astype(np.float32) @ table.astype(jnp.bfloat16).astype(np.float32).T
+  assert logits.dtype == jnp.float32
+  np.testing.assert_allclose(logits, exact, rtol=1e-4, atol=1e-4)  # bfloat16 would round at 1e-2
+  every = token_logprobs(np.repeat(hidden, 1000, axis=1), table, np.arange(1000)[None], 1000)
+  assert every.dtype == jnp.float32
+  np.testing.assert_allclose(np.sum(np.exp(every)), 1, rtol=1e-4)
+
+
+def test_means_are_over_the_global_count():
+  values = np.arange(12, dtype=np.float32).reshape(3, 4)
+  mask = np.array([[1, 0, 0, 0], [1, 1, 1, 0], [1, 1, 1, 1]], bool)
+  wanted = (0 + 4 + 5 + 6 + 8 + 9 + 10 + 11) / 8
+  np.testing.assert_allclose(masked_mean(values, mask), wanted)
+  pieces = [likelihood.weighted_sum(values[i], mask[i], 8) for i in range(3)]
+  np.testing.assert_allclose(sum(pieces), wanted, rtol=1e-6)
+  assert float(masked_mean(np.full((3, 4), np.nan, np.float32), np.zeros((3, 4), bool))) == 0
