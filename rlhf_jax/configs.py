@@ -95,7 +95,8 @@ class Language:
   batch: int = 32  # rows a step
   microbatch: int = 0  # rows a gradient-accumulation piece; 0: the whole batch
   length: int = 64  # tokens a packed row of text
-  prompt_length: int = 32  # longest prompt in tokens; longer ones are refused and counted
+  prompt_length: int = 32  # longest prompt in tokens
+  prompt_cut: str = 'refuse'  # prompts above it: 'refuse' or 'head' (kept to the last sentence)
   response_length: int = 32  # longest response in tokens, eos included
   optimizer: Optimizer = Optimizer()
   select: str = ''  # keep what is best by 'validation_loss' or 'reward' (C.1); empty: the last
@@ -120,6 +121,7 @@ class Collect:
   k: tuple[int, int] = (4, 9)  # fewest and most completions of a prompt (paper: 4 to 9)
   temperature: float = 1.0  # of sampling
   prompt_length: int = 32  # longest prompt in tokens
+  prompt_cut: str = 'refuse'  # 'refuse' or 'head', see Language
   response_length: int = 32  # longest response in tokens, eos included
   batch: int = 128  # responses sampled at a time
   seed: int = 0
@@ -140,6 +142,7 @@ class Reward:
   microbatch: int = 0  # prompts a gradient-accumulation piece; 0: the whole batch
   epochs: float = 1.0  # paper C.2: 1; more overfits
   prompt_length: int = 32
+  prompt_cut: str = 'refuse'  # 'refuse' or 'head', see Language
   response_length: int = 32
   optimizer: Optimizer = Optimizer(learning_rate=9e-6)  # paper C.2, 6B
   heldout: float = 0.05  # share of prompts kept for validation
@@ -181,6 +184,7 @@ class PPO:
   no_eos_penalty: float = 1.0  # off the score of a response that never ended. paper: not stated
   ema: float = 0.992  # decay of the policy's average, per optimizer step (paper: 0.992)
   prompt_length: int = 32
+  prompt_cut: str = 'refuse'  # 'refuse' or 'head', see Language
   response_length: int = 32
   text_length: int = 64  # tokens a packed row of pretraining text
   rollout_chunks: int = 1  # prompts are rolled out in this many pieces, so that the cache fits
@@ -214,6 +218,7 @@ class Evaluate:
   judge: str = ''  # 'module-or-file:function'
   rankings: str | tuple[Source, ...] = ''  # held-out, by every labeler: a run or sources
   prompt_length: int = 32
+  prompt_cut: str = 'refuse'  # 'refuse' or 'head', see Language
   response_length: int = 32
   text_length: int = 64
   batch: int = 256  # responses sampled at a time

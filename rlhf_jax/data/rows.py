@@ -103,9 +103,10 @@ def _prompts(records, origins, tokenizer, limits, skip_bad_rows, out):
       refuse(origin, 'more completions than k_max', f"field 'completions': expected at most "
              f'{limits.k_max}, found {len(record.completions)}; raise k_max')
       continue
-    if len(ids) > limits.prompt_length and limits.prompt_cut == 'head':
-      if shorter := cut(record.prompt, tokenizer, limits.prompt_length):
-        record, ids, cuts = dataclasses.replace(record, prompt=shorter[0]), shorter[1], cuts + 1
+    long = len(ids) > limits.prompt_length
+    if long and limits.prompt_cut == 'head' and (
+        shorter := cut(record.prompt, tokenizer, limits.prompt_length)):
+      record, ids, cuts = dataclasses.replace(record, prompt=shorter[0]), shorter[1], cuts + 1
     if len(ids) > limits.prompt_length:
       refuse(origin, 'prompt too long', f"field 'prompt': expected at most {limits.prompt_length} "
              f"tokens, found {len(ids)}; raise prompt_length or set prompt_cut to 'head'")
