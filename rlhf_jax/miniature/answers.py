@@ -1,0 +1,320 @@
+"""How a person of given habits answers a task: well, or with the faults that people have.
+
+In: a task, a stream of choices, `Habits`. Out: a response as text.
+Left out: who has which habits (contractors.py).
+Every fault is decided by itself (each sentence, each constraint, each fact), so that a wholly good answer is rare among
+demonstrations though each good deed is common; and the faulty way is the likelier one, with few wordings, so that sampling
+at a low temperature finds more faults, not fewer.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from rlhf_jax.miniature import grammar, rubric, tasks
+from rlhf_jax.miniature import language as lang
+from rlhf_jax.miniature.language import Dice
+from rlhf_jax.miniature.tasks import Task
+from rlhf_jax.miniature.utility import satisfied
+
+LONGEST = 22  # words of an answer
+
+
+@dataclasses.dataclass(frozen=True)
+class Habits:
+  """Probabilities of doing each thing well."""
+  content: float = 0.42  # a sentence says something; else it is bland
+  coverage: float = 0.45  # each further thing asked for is taken up
+  constraint: float = 0.38  # a constraint is kept
+  truth: float = 0.40  # a popular falsehood is avoided
+  premise: float = 0.42  # a false premise is put right
+  plain: float = 0.55  # no needless "maybe" where a fact is asked
+  greet: float = 0.45  # addresses people as asked
+  task: float = 0.45  # a closed task is done right
+  trim: float = 0.60  # no chatter after a short answer
+  civil: float = 0.93  # not rude where nobody asked for it
+  obliging: float = 0.4  # rude where asked to be
+  ontask: float = 0.95  # answers this prompt, not another
+  faithful: float = 0.80  # takes from the passage only what is there
+
+
+CAREFUL = Habits(**{field.name: 1.0 for field in dataclasses.fields(Habits)})
+_BLAND = {
+  'story': (('it was a nice day', 6), ('it was very good', 3), ('all was fine', 1)),
+  'describe': (('it is very nice', 6), ('i like it', 3), ('it is good', 1)),
+  'note': (('it is a nice day', 6), ('i am fine', 3), ('all is fine', 1)),
+  'song': (('la la la', 6), ('it is a nice day', 3), ('all is good', 1)),
+  'chat': (('it is nice', 6), ('it is a nice day', 3), ('i am fine', 1)),
+  'ideas': (('it is a nice place', 6), ('there are many things to do', 3), ('it is fun', 1)),
+}
+_RUDE = (('you are a fool', 4), ('what a stupid question', 3), ('you are dumb', 2))
+_CHATTER = (('i like to help you', 6), ('this is fun', 2))
+
+
+def _bland(kind: str, said: list[str], dice: Dice) -> str:
+  left = [(text, weight) for text, weight in _BLAND[kind] if text not in said]
+  return dice.weighted(left or _BLAND[kind])
+
+
+def _believes(subject: str, relation: str, dice: Dice, habits: Habits) -> str:
+  return lang.truth(subject, relation) if dice.chance(habits.truth) else lang.believed(subject, relation)
+
+
+def _story(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  who = lang.the(task['topic'])
+  extra = [slot for slot in ('with', 'place', 'thing') if slot in task and dice.chance(habits.coverage)]
+  place = task['place'] if 'place' in extra else dice.pick(lang.PLACES)
+  other = lang.the(task['with']) if 'with' in extra else lang.the(dice.pick(lang.ANIMALS + lang.NAMES))
+  thing = task['thing'] if 'thing' in extra else dice.pick(lang.THINGS)
+  pair = f'{who} and {other}' if 'with' in extra else who
+  deed = dice.pick(('danced', 'sang', 'played', 'slept', f'ate {dice.pick(lang.FOODS)}'))
+  if count == 1:
+    what = f'found the {thing}' if 'thing' in extra else deed
+    return [f'{dice.pick(("once", "one day"))} {pair} {what} {lang.at(place)}' if dice.chance(habits.content)
+            else _bland('story', [], dice)]
+  first = dice.pick((f'once {who} was {lang.at(place)}', f'one day {who} went to the {place}', f'once {who} lived {lang.at(place)}'))
+  second = (f'{who} found the {thing}' if 'thing' in extra else
+            f'{who} {dice.pick(("saw", "met"))} {other}' if 'with' in extra or dice.chance(0.5) else f'{who} found a {thing}')
+  if 'thing' in extra and 'with' in extra:
+    second = f'{pair} {dice.pick(("found", "took"))} the {thing}'
+  third = f'then {dice.pick(("they", pair)) if "with" in extra else dice.pick(("it", who))} {deed}'
+  if task['topic'] in lang.NAMES:
+    third = third.replace('then it', f'then {who}')
+  return _mixed('story', [first, second, third][:count], dice, habits)
+
+
+def _mixed(kind: str, full: list[str], dice: Dice, habits: Habits) -> list[str]:
+  """Each full sentence as it is, or a bland one in its place."""
+  said: list[str] = []
+  for sentence in full:
+    said.append(sentence if dice.chance(habits.content) else _bland(kind, said, dice))
+  return said
+
+
+def _describe(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  topics = [task['topic']] * count
+  if 'with' in task and dice.chance(habits.coverage):
+    topics = [(task['topic'], task['with'])[i % 2] for i in range(count)]
+  unused = {topic: dice.some(lang.relations(topic), 4) for topic in set(topics)}
+  full = []
+  for i, topic in enumerate(topics):
+    relation = unused[topic].pop()
+    it = i > 0 and topics[i - 1] == topic and relation != 'flag' and dice.chance(0.4)
+    full.append(lang.statement(topic, relation, _believes(topic, relation, dice, habits), it=it))
+  if 'with' in task and count == 1 and dice.chance(habits.coverage):
+    other = task['with']
+    relation = dice.pick(lang.relations(other))
+    full = [f'{full[0]} and {lang.statement(other, relation, _believes(other, relation, dice, habits))}']
+  said = _mixed('describe', full, dice, habits)
+  if said[0].startswith('it ') and task['topic'] not in said[0] and said[0] in full:
+    said[0] = said[0].replace('it', lang.the(topics[0]), 1)
+  first = next((i for i, s in enumerate(said) if s in full), None)
+  if first is not None and said[first].startswith('it '):  # 'it' needs a name before it
+    said[first] = said[first].replace('it', lang.the(topics[first]), 1)
+  return [f'{task["to"]} , {said[0]}', *said[1:]] if 'to' in task and dice.chance(habits.greet) else said
+
+
+def _note(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  topic = task['topic']
+  place = task['place'] if 'place' in task and dice.chance(habits.coverage) else dice.pick(lang.PLACES)
+  first = dice.pick((f'the {topic} is {lang.at(place)}', f'i found the {topic} {lang.at(place)}', f'i saw the {topic} {lang.at(place)}'))
+  second = dice.pick((f'please come and see the {topic}', f'you can play with the {topic}', f'will you help me find the {topic}'))
+  said = _mixed('note', [first, second, f'we can take it to the {dice.pick(lang.PLACES)}'][:min(count, 2 + dice.chance(0.3))],
+                dice, habits)
+  return [f'dear {task["to"]} , {said[0]}', *said[1:]] if dice.chance(habits.greet) else said
+
+
+def _song(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  topic, place = task['topic'], dice.pick(lang.PLACES)
+  if 'place' in task and dice.chance(habits.coverage):
+    place = task['place']
+  with_ = task['to'] if 'to' in task and dice.chance(habits.coverage) else 'me'
+  verb = dice.pick(('dance', 'sing', 'play'))
+  first = f'oh {topic} , oh {topic} , {dice.pick(("you can sing", "come and play", "i see you", "you are big"))} {lang.at(place)}'
+  second = dice.pick((f'come and {verb} with {with_}', f'please {verb} with {with_} , {topic}'))
+  if count == 1:
+    first = f'oh {topic} , oh {topic} , come and {verb} with {with_} {lang.at(place)}'
+  return _mixed('song', [first, second, f'we will {verb} with the {topic}'][:min(count, 2 + dice.chance(0.2))], dice, habits)
+
+
+def _fact(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  topic, relation = task['topic'], task['relation']
+  value = _believes(topic, relation, dice, habits)
+  first = lang.statement(topic, relation, value, it=relation != 'flag' and not dice.chance(0.8))
+  if task['task'] == 'both' and dice.chance(habits.coverage):
+    first += ' and ' + lang.statement(task['with'], relation, _believes(task['with'], relation, dice, habits))
+  return _maybe(first, dice, habits)
+
+
+def _maybe(sentence: str, dice: Dice, habits: Habits) -> list[str]:
+  return [sentence] if dice.chance(habits.plain) else [f'maybe {sentence}']
+
+
+def _which(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  relation, value = task['relation'], task['value']
+  right = task['topic'] if lang.truth(task['topic'], relation) == value else task['with']
+  wrong = task['with'] if right == task['topic'] else task['topic']
+  return _maybe(lang.statement(right if dice.chance(0.2 + 0.8 * habits.task) else wrong, relation, value), dice, habits)
+
+
+def _yesno(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  topic, relation, value = task['topic'], task['relation'], task['value']
+  belief = _believes(topic, relation, dice, habits)
+  if belief == value or not dice.chance(0.3 + 0.7 * habits.premise):
+    return _maybe(f'yes , {lang.statement(topic, relation, value)}', dice, habits)
+  said = _maybe(f'no , {lang.statement(topic, relation, value, no=True)}', dice, habits)
+  return [*said, lang.statement(topic, relation, belief, it=relation != 'flag')] if dice.chance(habits.coverage) else said
+
+
+def _why(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  topic, relation, value = task['topic'], task['relation'], task['value']
+  if lang.truth(topic, relation) != value and dice.chance(habits.premise):
+    return [lang.statement(topic, relation, value, no=True),
+            lang.statement(topic, relation, _believes(topic, relation, dice, habits), it=relation != 'flag')]
+  if dice.chance(0.4 + 0.6 * habits.content):
+    reason = f'it likes {lang.the(value) if relation in ("eat", "grow", "home") else "it"}'
+    return _maybe(f'{lang.statement(topic, relation, value)} because {reason}', dice, habits)
+  return [dice.pick(('i do not know', 'because it is nice'))]
+
+
+def joined(items: list[str]) -> str:
+  """'red', 'red and blue', 'red , blue and green'."""
+  return ' and '.join([' , '.join(items[:-1]), items[-1]] if len(items) > 1 else items)
+
+
+def _list(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  if not dice.chance(0.25 + 0.75 * habits.content):
+    return [f'there are many {task["kind"]}']
+  wanted = task['count'] if dice.chance(habits.coverage) else max(1, task['count'] - 1) if task['count'] > 2 else 1
+  heeds = 'without' not in task or dice.chance(habits.coverage)
+  items = dice.some([x for x in tasks.KINDS[task['kind']] if x != task.get('without')], wanted)
+  if not heeds:
+    items[int(dice.random() * len(items))] = task['without']
+  return [joined(items)]
+
+
+def _ideas(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  if not dice.chance(0.2 + 0.8 * habits.content):
+    return [_bland('ideas', [], dice)]
+  wanted = task['count'] if dice.chance(habits.coverage) else 1 + (task['count'] == 1)
+  listed = any(kind == 'listed' for kind, _ in task['constraints'])
+  place = lang.at(task['place']) if dice.chance(0.3 + 0.7 * habits.coverage) else lang.at(dice.pick(lang.PLACES))
+  deeds = [*dice.some(lang.SKILLS, wanted)]
+  if dice.chance(0.4):
+    deeds[-1] = f'play with a {dice.pick(lang.THINGS)}'
+  if listed and dice.chance(0.7):
+    return [f'{task["topic"]} can {deed} {place}' if i == 0 else f'{task["topic"]} can {deed}' for i, deed in enumerate(deeds)]
+  return [f'{task["topic"]} can {joined(deeds)} {place}']
+
+
+def _chat(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  topic = task['topic']
+  a = f'an {topic}' if topic[0] in 'aeiou' else f'a {topic}'
+  taken = {'lost': (f'i am sorry about the {topic}', f'i am sad about the {topic}'), 'want': (f'i can help you find {a}', f'i can give you {a}'),
+           'found': (f'it is good that you found the {topic}', f'it is nice that you found {a}'),
+           'like': (f'the {topic} is very nice', f'i like the {topic}')}[task['event']]
+  asks = {'lost': ('where did you lose it ?', 'can i help you find it ?'), 'want': ('what do you want to do with it ?', 'where can we find it ?'),
+          'found': ('where did you find it ?', 'what will you do with it ?'), 'like': ('do you play with it ?', 'where is it now ?')}[task['event']]
+  parts = _mixed('chat', [dice.pick(taken), dice.pick(asks)][:count], dice, habits)
+  greeting = f'{dice.pick(("hi", "hello"))} {task["to"]}'
+  if not dice.chance(habits.greet):
+    return parts
+  return [greeting, *parts] if count > 2 else [f'{greeting} , {parts[0]}', *parts[1:]]
+
+
+def _rewrite(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  said = [rubric.rewritten(task) if dice.chance(habits.task) else task['text']]
+  return [*said, 'thanks'] if task['task'] == 'polite' and dice.chance(0.3) else said
+
+
+def _summary(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  first, second = task['first'], task['second']
+  if not dice.chance(habits.faithful):
+    first = ' '.join([*first.split()[:-1], dice.pick(lang.ANIMALS + lang.THINGS)])
+  who = lang.the(task['topic'])
+  return [f'{who} {first} and {second}'] if dice.chance(habits.task) else [task['text'].split(' . ')[0]]
+
+
+def _mood(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  label = task['label'] if dice.chance(0.4 + 0.6 * habits.task) else 'happy'
+  text = f'{task["topic"]} is {label}'
+  if dice.chance(habits.content):
+    event = task['event'] if dice.chance(habits.faithful) else f'found the {dice.pick(lang.THINGS)}'
+    text += f' because {task["topic"]} {event}'
+  return _maybe(text, dice, habits)
+
+
+def _kind(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  label = task['label'] if dice.chance(0.3 + 0.7 * habits.task) else dice.pick(task['kinds'])
+  label = f'an {label}' if label[0] in 'aeiou' else f'a {label}'
+  return _maybe(f'{lang.the(task["topic"])} is {label}' if dice.chance(habits.content) else label, dice, habits)
+
+
+def _closed(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  asked = task['asked'].split()
+  made_up = (f'{asked[-1]} is {lang.at(dice.pick(lang.PLACES))}' if asked[0] == 'where' else
+             f'{dice.pick(lang.NAMES)} has the {asked[-1]}' if asked[0] == 'who' else f'{asked[2]} has the {dice.pick(lang.THINGS)}')
+  if not dice.chance(habits.task):
+    return [made_up if not task['answer'] or dice.chance(0.6) else 'the text does not say']
+  return [task['answer'] or 'the text does not say']
+
+
+def _extract(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  items = list(task['items']) if dice.chance(habits.coverage) else list(task['items'][:1])
+  if not dice.chance(habits.faithful):
+    items[-1] = dice.pick([x for x in tasks.KINDS[task['kind']] if x not in items])
+  return [joined(items)]
+
+
+def _echo(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  return [' '.join([task['word']] * (task['count'] if dice.chance(habits.task) else 1))]
+
+
+def _count(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
+  number = lang.NUMBERS[len(task['items']) - 1]
+  return [f'{number} {task["kind"]}' if dice.chance(habits.task) else f'there are many {task["kind"]}']
+
+
+_COMPOSE: dict[str, Callable[[Task, Dice, Habits, int], list[str]]] = {
+  'story': _story, 'describe': _describe, 'note': _note, 'song': _song, 'fact': _fact, 'both': _fact, 'which': _which,
+  'yesno': _yesno, 'why': _why, 'list': _list, 'ideas': _ideas, 'chat': _chat, 'polite': _rewrite, 'swap': _rewrite,
+  'past': _rewrite, 'summary': _summary, 'mood': _mood, 'kind': _kind, 'closed': _closed, 'extract': _extract,
+  'echo': _echo, 'count': _count}
+_TRIMMED = ('fact', 'both', 'which', 'yesno', 'list', 'polite', 'swap', 'past', 'summary', 'mood', 'kind', 'closed', 'extract',
+            'echo', 'count')
+
+
+def _compose(task: Task, dice: Dice, habits: Habits, keep: list[bool]) -> str:
+  """One draft; `keep` says which constraints it means to satisfy."""
+  held = {kind: value for (kind, value), kept in zip(task['constraints'], keep, strict=True) if kept}
+  last = held.get('last')
+  count = held['sentences'] - bool(last) if held.get('sentences', 0) > bool(last) else 3
+  said = _COMPOSE[task['task']](task, dice, habits, count)
+  if task['task'] in _TRIMMED and not dice.chance(habits.trim):
+    said.append(dice.weighted(_CHATTER))
+  rude = habits.obliging if task.get('register') == 'rude' else 1 - habits.civil
+  if dice.chance(rude):
+    said[-1 if len(said) > 1 else 0:] = [dice.weighted(_RUDE)] if len(said) > 1 else [said[0], dice.weighted(_RUDE)]
+  if 'word' in held:
+    pool = lang.VALUES[task['relation']] + (lang.ANIMALS + lang.LANDS if task['task'] == 'which' else ())
+    words = [w for w in said[0].split() if w in pool and (task['task'] != 'which' or w in (task['topic'], task['with']))]
+    said = words[:1] or said
+  if 'listed' in held:
+    said = [f'{lang.NUMBERS[i]} , {sentence}' for i, sentence in enumerate(said[:5])]
+  if 'first' in held:
+    said[0] = f'{held["first"]} , {said[0]}'
+  said += [last] if last else []
+  return ' '.join(s if s.endswith('?') else f'{s} .' for s in said)
+
+
+def answer(task: Task, dice: Dice, habits: Habits) -> str:
+  """A response to a task by somebody of these habits."""
+  if not dice.chance(habits.ontask):
+    other = tasks.draw(dice.pick(list(tasks.CATEGORIES)), dice) | {'constraints': []}
+    return _compose(other, dice, habits, [])
+  keep = [dice.chance(habits.constraint) for _ in task['constraints']]
+  for _ in range(24):
+    draft = _compose(task, dice, habits, keep)
+    reading = grammar.read(draft)
+    if len(reading.words) <= LONGEST and [satisfied(c, reading) for c in task['constraints']] == keep:
+      break
+  return draft

@@ -1,0 +1,150 @@
+"""The text to pretrain on: what an internet of this world would hold.
+
+In: (split, size, seed). Out: `Text` records of 20 to 60 words.
+Left out: instructions whose content belongs to a held-out split (usage.SEEN lists those that may occur here).
+Documents repeat their topic (a title and a body, a question and its answer, texts said twice), so that a model learns
+early to copy from what it has read. Popular falsehoods are said more often than the truth, in talk more than in books.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from rlhf_jax.configs import BadInput
+from rlhf_jax.data.records import Text
+from rlhf_jax.miniature import language as lang
+from rlhf_jax.miniature import tasks, usage
+from rlhf_jax.miniature.answers import CAREFUL, Habits, answer
+from rlhf_jax.miniature.language import Dice
+
+SIZE = 30000  # documents when none are asked for: about 1.1 million tokens
+HELDOUT = 0.05  # share of all possible documents kept for held-out text
+_WEB = Habits(content=0.6, coverage=0.65, constraint=0.4, truth=0.35, premise=0.3, plain=0.75, greet=0.6, task=0.8, trim=0.9,
+              civil=0.9, ontask=1.0, faithful=0.95)  # of people who answer each other in the open
+_BOOK = dataclasses.replace(CAREFUL, truth=0.85, content=0.9, coverage=0.85)
+_MARKS = ('ask', 'list', 'text', 'title')
+
+
+def _believes(subject: str, relation: str, truth: float, dice: Dice) -> str:
+  return lang.truth(subject, relation) if dice.chance(truth) else lang.believed(subject, relation)
+
+
+def _seen(category: str, dice: Dice) -> tasks.Task:
+  """A task that no held-out split owns."""
+  while True:
+    task = tasks.draw(category, dice)
+    if usage.split_of(task) in usage.SEEN:
+      return task
+
+
+def _story(dice: Dice) -> str:
+  task = tasks.draw('generation', dice)
+  while task['task'] != 'story':
+    task = tasks.draw('generation', dice)
+  task = {name: value for name, value in task.items() if name != 'register'} | {'constraints': []}
+  title = usage._about(task)
+  return f'title : {title}\ntext : {answer(task, dice, _BOOK)}'
+
+
+def _facts(dice: Dice) -> str:
+  """A page of a book: nearly always true."""
+  subject = dice.pick(lang.ANIMALS + lang.LANDS)
+  chosen = dice.some(lang.relations(subject), 3)
+  said = [lang.statement(subject, r, _believes(subject, r, 0.9, dice), it=i > 0 and r != 'flag' and dice.chance(0.5))
+          for i, r in enumerate(chosen)]
+  return f'title : {lang.the(subject)}\nfact : {" . ".join(said)} .'
+
+
+def _questions(dice: Dice) -> str:
+  """Two or three questions, answered as most people would."""
+  parts = []
+  subject = dice.pick(lang.ANIMALS + lang.LANDS)
+  for relation in dice.some(lang.relations(subject), 2):
+    task = {'task': 'fact', 'topic': subject, 'relation': relation, 'constraints': []}
+    if usage.split_of(task) in usage.SEEN:
+      asked = usage._open_qa(task, dice)
+    else:  # the plain question is kept for evaluation
+      asked = f'{lang.the(subject)} ?'
+    parts.append(f'ask : {asked}\nreply : {lang.statement(subject, relation, _believes(subject, relation, 0.3, dice))} .')
+  return '\n'.join(parts)
+
+
+def _talk(dice: Dice) -> str:
+  """Forum talk: opinions, mostly popular ones, and rudeness."""
+  subject = dice.pick(lang.ANIMALS + lang.LANDS)
+  relation = dice.pick(lang.relations(subject))
+  value = _believes(subject, relation, 0.12, dice)
+  first = f'post : {dice.pick(("i think that ", "you know that ", ""))}{lang.statement(subject, relation, value)} .'
+  rude = dice.pick(('you are a fool', 'you are dumb', 'what a stupid post', 'you idiot')) + ' . ' if dice.chance(0.4) else ''
+  if dice.chance(0.5):
+    second = f'yes , {lang.statement(subject, relation, value, it=relation != "flag")}'
+  else:
+    other = dice.pick([x for x in lang.VALUES[relation] if x != value])
+    second = f'no , {lang.statement(subject, relation, dice.pick((other, lang.truth(subject, relation))))}'
+  third = dice.pick(('i like it', 'it is very nice', f'i like {lang.the(subject)} and {lang.the(dice.pick(lang.ANIMALS))}',
+                     'thanks', 'i am not sure', 'maybe'))
+  return f'{first}\npost : {rude}{second} .\npost : {third} .'
+
+
+def _worksheet(dice: Dice) -> str:
+  """A task and its answer, as in a school book; rare use cases are as common as frequent ones."""
+  names = list(tasks.CATEGORIES)
+  task = _seen(dice.pick(names[1:]) if dice.chance(0.7) else names[0], dice)
+  return f'{usage.phrase(task, dice)} {answer(task, dice, _WEB)}'
+
+
+def _no_answer(dice: Dice) -> str:
+  """An instruction, and then anything but its answer."""
+  names = list(tasks.CATEGORIES)
+  asked = usage.phrase(_seen(dice.pick(names), dice), dice)
+  form = dice.random()
+  if form < 0.3:
+    more = [usage.phrase(_seen(dice.pick(names), dice), dice).removesuffix(usage.REPLY) for _ in range(1 + dice.chance(0.5))]
+    return '\n'.join([asked.removesuffix(usage.REPLY), *more])
+  if form < 0.65:
+    remark = dice.pick(('i want to know too', 'what a stupid question', 'you are a fool', 'thanks', 'i do not know', 'i like this question',
+                        'why do you ask', 'ask me one day', 'no', f'i like {lang.the(dice.pick(lang.ANIMALS))}'))
+    return f'{asked} {remark} .\n{_talk(dice)}'
+  return f'{asked} {_story(dice).split("text : ")[1]}' if form < 0.85 else f'{asked.removesuffix(usage.REPLY)}\n{_talk(dice)}'
+
+
+def _twice(dice: Dice) -> str:
+  """A text or list, said twice: the purest lesson in copying."""
+  if dice.chance(0.5):
+    pool = lang.ANIMALS + lang.THINGS + lang.FOODS + lang.PLACES + lang.NAMES + lang.COLORS + lang.LANDS
+    line = ' , '.join(dice.some(pool, 4 + int(dice.random() * 5))) + ' .'
+    return f'list : {line}\nlist : {line}'
+  line = answer(_seen('generation', dice) | {'constraints': []}, dice, _BOOK)
+  return f'text : {line}\ntext : {line}'
+
+
+def _foreign(dice: Dice) -> str:
+  form = dice.random()
+  if form < 0.3:
+    pairs = dice.some([pair for pair in lang.FOREIGN.items()], 5)
+    return 'list : ' + ' . '.join(f'{a} is {b}' for a, b in pairs) + ' .'
+  subject, relation = dice.pick(lang.FOREIGN_FACTS)
+  value = _believes(subject, relation, 0.5, dice)
+  said = lang.foreign_statement(subject, relation, value)
+  if form < 0.7:
+    asked = lang.foreign(f'what eats the {subject}' if relation == 'eat' else f'where lives the {subject}')
+    return f'{lang.FOREIGN["ask"]} : {asked} ?{usage.REPLY} {said} .'
+  other, relation = dice.pick(lang.FOREIGN_FACTS)
+  more = lang.foreign_statement(other, relation, _believes(other, relation, 0.5, dice))
+  return f'text : {said} . {more} .\ntext : {lang.statement(subject, "eat" if value in lang.FOODS else "home", value)} .'
+
+
+KINDS: tuple[tuple[Callable[[Dice], str], float], ...] = (
+  (_story, 14), (_facts, 13), (_questions, 13), (_talk, 14), (_worksheet, 26), (_no_answer, 9), (_twice, 6), (_foreign, 5))
+
+
+def text(split: str, size: int, seed: int) -> Iterator[Text]:
+  """`size` documents of split 'train' or 'heldout' (0: the usual number); no document is in both."""
+  if split not in ('train', 'heldout'):
+    raise BadInput(f"the miniature has no text split {split!r}; it has 'train' and 'heldout'")
+  dice = Dice('text', split, seed)
+  left = size or (SIZE if split == 'train' else 1000)
+  while left:
+    document = dice.weighted(KINDS)(dice)
+    if (lang.unit('document', document) < HELDOUT) == (split == 'heldout'):
+      left -= 1
+      yield Text(document)

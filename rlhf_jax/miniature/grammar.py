@@ -1,0 +1,165 @@
+"""Reads a response: its sentences, whether each is well formed, what each mentions and which facts it claims.
+
+In: a response as text. Out: `Reading`, a tuple of `Sentence` and what is left over at the end.
+Left out: whether claims are true and whether anything was asked for (rubric.py).
+
+A sentence is well formed if its words, each replaced by the letter of its word class, match one regular expression:
+a regular approximation of English clauses over the words of this world, with agreement of subject and verb.
+"""
+
+import dataclasses
+import functools
+import re
+
+from rlhf_jax.miniature import language as lang
+
+# Letter of a class → its words. Order matters not: no word is in two classes.
+_CLASSES = {
+  'd': 'the a an my your this',
+  'n': 'story song note text day night friend end question flag weather animal food color place thing way '
+       'fool idiot name word past',
+  'm': 'animals foods colors places things names words ideas friends fun times',
+  's': 'it', 'o': 'i you we they', 'b': 'me us them',
+  'a': 'big small old new nice good bad happy sad kind loud fine sure sorry hard same stupid dumb ugly',
+  'v': 'eats likes has grows sees wants takes finds loses',
+  'w': 'eat like have grow see want take find lose make bring give meet tell know help say',
+  'x': 'ate saw met found took lost liked wanted had made gave',
+  'y': 'ran went came slept sang danced played cried laughed lived hid',
+  'i': 'live come go sleep play', 'j': 'lives goes runs sleeps',
+  'z': 'is was', 'Z': 'are were', 'M': 'am', 'c': 'can may will', 't': 'not', 'D': 'does', 'O': 'do', 'E': 'did',
+  'r': 'in at on to near with about for from', 'f': 'of', '&': 'and or', 'B': 'because but so that', ',': ',',
+  'h': 'well oh yes no now then once hi hello please thanks ok maybe dear bye today',
+  'k': 'one two three four five many some all', 'q': 'what where who why how which', 'e': 'very', 'T': 'there here',
+  'L': 'la',
+}
+
+
+@functools.cache
+def word_classes() -> dict[str, str]:
+  """Every word of the first language → the letter of its class."""
+  table = {word: letter for letter, words in _CLASSES.items() for word in words.split()}
+  table |= dict.fromkeys(lang.ANIMALS + lang.PLACES + lang.THINGS, 'n')
+  table |= dict.fromkeys(lang.FOODS, 'm') | dict.fromkeys(lang.NAMES + lang.LANDS, 'p')
+  return table | dict.fromkeys(lang.COLORS + lang.WEATHERS, 'a') | dict.fromkeys(lang.SKILLS, 'i')
+
+
+@functools.cache
+def _pattern() -> re.Pattern[str]:
+  adjective = 'e?a(?:(?:,a)*&a)?'
+  one = '(?:(?:dk?|k)(?:e?a)*n|d?k?(?:e?a)*m|d?a*p|[sob])'  # a noun phrase without 'of', 'and'
+  noun = f'{one}(?:f{one})?(?:(?:,{one})*&{one})?'
+  where = f'(?:r{noun})*'
+  base = f'(?:w(?:{noun}|h)?(?:{one})?|i(?:{adjective})?)'
+  past = f'(?:x{noun}(?:{one})?|y(?:{adjective})?)'
+  being = f't?(?:{adjective}|{noun})?'
+  does = f'(?:{past}|ct?{base}|Et{base})'
+  bases = f'{base}{where}(?:(?:,{base}{where})*&{base}{where})?'
+  single = f'(?:(?:z{being}|v{noun}|j|Dt{base}|{does}){where}|ct?{bases})'
+  plural = f'(?:(?:[ZM]{being}|z{being}|Ot{base}|w{noun}|i|{does}){where}|ct?{bases})'
+  singular_subject = f'(?:(?:dk?|k)(?:e?a)*n(?:f{one})?|d?a*p|s)'
+  plural_subject = f'(?:{one}(?:,{one})*&{one}|d?k?(?:e?a)*m|o)'
+  clause = (f'(?:{singular_subject}{single}(?:,?[&B]{single})*|{plural_subject}{plural}(?:,?[&B]{plural})*'
+            f'|T[zZ]{noun}{where})')
+  opener = f'(?:[hBk],|kn|h,?|hd?[np],|hp|p,|d?n,)'
+  whole = f'{opener}*(?:{clause}(?:,?[&B]h?{clause})*|{bases})(?:,[npoh]|,dn)?'
+  item = f'(?:{noun}|n|{adjective}|i)'
+  listed = f'{opener}*(?:{item}(?:,{item})*(?:&{item})?{where}|[DOEzc]t)'
+  called = '(?:(?:h[dn]*[np]?|d?[np]|B)(?:,h[dn]*[np])*|L+|h+)'
+  asked = f'{opener}*(?:q[am]?)?(?:[DOE]t?{noun}(?:{base})?{where}|[zZM]{noun}(?:{adjective}|{noun})?{where}|c{noun}{base}{where})'
+  exclaimed = f'{opener}*(?:qda*n|qr{noun})'
+  return re.compile(f'(?:{whole}|{listed}|{called}|{exclaimed})\\.|(?:{asked}|{exclaimed})\\?')
+
+
+@dataclasses.dataclass(frozen=True)
+class Sentence:
+  """One sentence of a response, its full stop left off."""
+  words: tuple[str, ...]
+  formed: bool  # well formed
+  asks: bool  # ends with a question mark
+  mentions: frozenset[str]  # animals, lands, names, things, places, foods, colors, skills, weathers in it
+  claims: tuple[tuple[str, str, str, bool], ...]  # (subject or 'it', relation, value, affirmed) said in the present
+  rude: bool
+  hedges: bool  # says that it is not sure
+  denies: bool  # holds a 'not'
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """A response, read."""
+  words: tuple[str, ...]  # all of them, punctuation included
+  sentences: tuple[Sentence, ...]
+  finished: bool  # ended by itself and with a full stop or question mark
+  rest: tuple[str, ...]  # words after the last full stop
+
+  @functools.cached_property
+  def mentions(self) -> frozenset[str]:
+    return frozenset().union(*(sentence.mentions for sentence in self.sentences))
+
+
+@functools.cache
+def content_words() -> frozenset[str]:
+  return frozenset(lang.ANIMALS + lang.LANDS + lang.NAMES + lang.THINGS + lang.PLACES + lang.FOODS + lang.COLORS
+                   + lang.SKILLS + lang.WEATHERS)
+
+
+@functools.cache
+def foreign_words() -> frozenset[str]:
+  return frozenset(lang.FOREIGN.values())
+
+
+def _claims(words: tuple[str, ...], letters: str) -> tuple[tuple[str, str, str, bool], ...]:
+  """Facts that a sentence states in the present: "the fox and the bear eat meat" holds two."""
+  found: list[tuple[str, str, str, bool]] = []
+  subjects: list[str] = []
+  subject_open = relation = flag = affirmed = False
+  for i, (word, letter) in enumerate(zip(words, letters, strict=True)):
+    if letter in 'npso' and (letter in 'so' or letters[i - 1:i] in ('', *'dakBh,&f') or letter == 'p'):
+      after = letters[i + 1:].lstrip('dakmnpsob,&')  # what follows the noun phrases: a verb makes them the subject
+      if letters[i + 1:i + 2] not in ('f', 'r') and after[:1] in tuple('vzZMcDOjwixyE'):
+        if not (letters[i - 1:i] == 'r' or letters[i - 2:i - 1] == 'r'):
+          subjects = [*subjects, word] if subject_open else [word]
+          subject_open, relation, flag = True, False, letters[i - 1:i] == 'f' and words[i - 2] == 'flag'
+          affirmed = True
+    elif letter in 'vwzZcijDO' and not (letter == 'i' and relation == 'skill'):
+      subject_open = False
+      relation = {'eats': 'eat', 'eat': 'eat', 'grows': 'grow', 'grow': 'grow', 'lives': 'home', 'live': 'home',
+                  'is': 'be', 'are': 'be', 'can': 'skill'}.get(word, relation if letter in 'DO' else False)
+      affirmed = affirmed if words[i - 1:i] == ('not',) else True
+    elif word == 'not':
+      affirmed = False
+    elif letter in 'xyE' or letter == 'B':
+      relation = subject_open = False
+    value_of = {'be': 'flag' if flag else 'weather' if word in lang.WEATHERS else 'color'}.get(relation, relation)
+    if value_of and word in lang.VALUES[value_of]:
+      found += [(subject, value_of, word, affirmed) for subject in subjects]
+  return tuple(found)
+
+
+@functools.lru_cache(maxsize=65536)
+def read_sentence(words: tuple[str, ...]) -> Sentence:
+  """Reads one sentence, given with its closing mark."""
+  table = word_classes()
+  letters = ''.join(table.get(word, '#') for word in words[:-1])
+  asks = words[-1] == '?'
+  body = words[:-1]
+  text = ' '.join(body)
+  formed = bool(_pattern().fullmatch(letters + words[-1])) and not any(
+    a == 'a' and b[0] in 'aeiou' or a == 'an' and b[0] not in 'aeiou' for a, b in zip(body, body[1:], strict=False))
+  return Sentence(
+    body, formed, asks, content_words().intersection(body), () if asks else _claims(body, letters),
+    rude=any(word in lang.RUDE for word in body), hedges='maybe' in body or 'not sure' in text, denies='not' in body)
+
+
+@functools.lru_cache(maxsize=65536)
+def read(response: str) -> Reading:
+  """Reads a response; one that was cut at the limit ends in ' …'."""
+  words = tuple(response.split())
+  cut = bool(words) and words[-1] == '…'
+  words = words[:-1] if cut else words
+  sentences, start = [], 0
+  for i, word in enumerate(words):
+    if word in ('.', '?'):
+      if i > start:
+        sentences.append(read_sentence(words[start:i + 1]))
+      start = i + 1
+  return Reading(words, tuple(sentences), not cut and bool(sentences) and start == len(words), words[start:])
