@@ -3,13 +3,14 @@
   python -m rlhf_jax run experiments/real_text.py --workdir runs/real_text --data DIR
 
 DIR holds the folders named below; without --data the error says where each is published.
-2 CPU cores: about 8 minutes (15 at most). Expect: losses fall, every row of every source is accounted
-for in runs/real_text/data/*/card.json, and a reward model near chance, since a million parameters
-and a few minutes teach no one to judge summaries.
+2 CPU cores: about 8 minutes (15 at most). Expect: losses fall, every row of every source is
+accounted for in runs/real_text/data/*/card.json, and a reward model near chance, since a million
+parameters and a few minutes teach no one to judge summaries.
 
 Pretraining text: web pages and stories. Demonstrations: people's tasks and questions with answers.
 Rankings: K = 4 sets and pairs of summaries by named labelers, pairs of dialogues. Prompts: of both.
-What is evaluated on comes from other files than what is trained on.
+What is evaluated on comes from other files than what is trained on, but for the text: there the
+change of the loss counts.
 """
 
 from rlhf_jax.configs import (
