@@ -38,16 +38,16 @@ class Habits:
 
 
 CAREFUL = Habits(**{field.name: 1.0 for field in dataclasses.fields(Habits)})
-_BLAND = {
-  'story': (('it was a nice day', 6), ('it was very good', 3), ('all was fine', 1)),
-  'describe': (('it is very nice', 6), ('i like it', 3), ('it is good', 1)),
-  'note': (('it is a nice day', 6), ('i am fine', 3), ('all is fine', 1)),
-  'song': (('la la la', 6), ('it is a nice day', 3), ('all is good', 1)),
-  'chat': (('it is nice', 6), ('it is a nice day', 3), ('i am fine', 1)),
-  'ideas': (('it is a nice place', 6), ('there are many things to do', 3), ('it is fun', 1)),
+_BLAND = {  # about as long as a sentence that says something, so that length tells nothing
+  'story': (('it was a very nice day', 6), ('all was very good and fine', 3), ('it was good', 1)),
+  'describe': (('it is very nice and good', 6), ('i like it and it is good', 3), ('it is good', 1)),
+  'note': (('it is a very nice day', 6), ('i am fine and all is good', 3), ('all is fine', 1)),
+  'song': (('la la la la la la', 6), ('it is a very nice day', 3), ('all is good', 1)),
+  'chat': (('it is very nice', 6), ('it is a very nice day', 3), ('i am fine and all is good', 1)),
+  'ideas': (('it is a very nice place', 6), ('there are many things to do', 3), ('it is fun', 1)),
 }
 _RUDE = (('you are a fool', 4), ('what a stupid question', 3), ('you are dumb', 2))
-_CHATTER = (('i like to help you', 6), ('this is fun', 2))
+_CHATTER = (('i like to help you', 6), ('it is fun', 2))
 
 
 def _bland(kind: str, said: list[str], dice: Dice) -> str:
@@ -117,7 +117,7 @@ def _note(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   topic = task['topic']
   place = task['place'] if 'place' in task and dice.chance(habits.coverage) else dice.pick(lang.PLACES)
   first = dice.pick((f'the {topic} is {lang.at(place)}', f'i found the {topic} {lang.at(place)}', f'i saw the {topic} {lang.at(place)}'))
-  second = dice.pick((f'please come and see the {topic}', f'you can play with the {topic}', f'will you help me find the {topic}'))
+  second = dice.pick((f'please come and see the {topic}', f'you can play with the {topic}', f'will you help me find the {topic} ?'))
   said = _mixed('note', [first, second, f'we can take it to the {dice.pick(lang.PLACES)}'][:min(count, 2 + dice.chance(0.3))],
                 dice, habits)
   return [f'dear {task["to"]} , {said[0]}', *said[1:]] if dice.chance(habits.greet) else said
@@ -173,7 +173,7 @@ def _why(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   if dice.chance(0.4 + 0.6 * habits.content):
     reason = f'it likes {lang.the(value) if relation in ("eat", "grow", "home") else "it"}'
     return _maybe(f'{lang.statement(topic, relation, value)} because {reason}', dice, habits)
-  return [dice.pick(('i do not know', 'because it is nice'))]
+  return ['it is very nice' if dice.chance(0.7) else 'i do not know']
 
 
 def joined(items: list[str]) -> str:
@@ -183,7 +183,7 @@ def joined(items: list[str]) -> str:
 
 def _list(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   if not dice.chance(0.25 + 0.75 * habits.content):
-    return [f'there are many {task["kind"]}']
+    return [f'there are many {task["kind"]} and all are nice']
   wanted = task['count'] if dice.chance(habits.coverage) else max(1, task['count'] - 1) if task['count'] > 2 else 1
   heeds = 'without' not in task or dice.chance(habits.coverage)
   items = dice.some([x for x in tasks.KINDS[task['kind']] if x != task.get('without')], wanted)
@@ -283,11 +283,11 @@ _TRIMMED = ('fact', 'both', 'which', 'yesno', 'list', 'polite', 'swap', 'past', 
             'echo', 'count')
 
 
-def _compose(task: Task, dice: Dice, habits: Habits, keep: list[bool]) -> str:
-  """One draft; `keep` says which constraints it means to satisfy."""
+def _compose(task: Task, dice: Dice, habits: Habits, keep: list[bool], most: int = 3) -> str:
+  """One draft of up to `most` sentences; `keep` says which constraints it means to satisfy."""
   held = {kind: value for (kind, value), kept in zip(task['constraints'], keep, strict=True) if kept}
   last = held.get('last')
-  count = held['sentences'] - bool(last) if held.get('sentences', 0) > bool(last) else 3
+  count = held['sentences'] - bool(last) if held.get('sentences', 0) > bool(last) else most
   said = _COMPOSE[task['task']](task, dice, habits, count)
   if task['task'] in _TRIMMED and not dice.chance(habits.trim):
     said.append(dice.weighted(_CHATTER))
@@ -312,8 +312,8 @@ def answer(task: Task, dice: Dice, habits: Habits) -> str:
     other = tasks.draw(dice.pick(list(tasks.CATEGORIES)), dice) | {'constraints': []}
     return _compose(other, dice, habits, [])
   keep = [dice.chance(habits.constraint) for _ in task['constraints']]
-  for _ in range(24):
-    draft = _compose(task, dice, habits, keep)
+  for attempt in range(24):
+    draft = _compose(task, dice, habits, keep, 3 if attempt < 6 else 2)
     reading = grammar.read(draft)
     if len(reading.words) <= LONGEST and [satisfied(c, reading) for c in task['constraints']] == keep:
       break

@@ -1,6 +1,6 @@
 """The text to pretrain on: what an internet of this world would hold.
 
-In: (split, size, seed). Out: `Text` records of 20 to 60 words.
+In: (split, size, seed). Out: `Text` records of 15 to 70 words.
 Left out: instructions whose content belongs to a held-out split (usage.SEEN lists those that may occur here).
 Documents repeat their topic (a title and a body, a question and its answer, texts said twice), so that a model learns
 early to copy from what it has read. Popular falsehoods are said more often than the truth, in talk more than in books.
@@ -16,12 +16,11 @@ from rlhf_jax.miniature import tasks, usage
 from rlhf_jax.miniature.answers import CAREFUL, Habits, answer
 from rlhf_jax.miniature.language import Dice
 
-SIZE = 30000  # documents when none are asked for: about 1.1 million tokens
+SIZE = 40000  # documents when none are asked for: about 1.2 million words
 HELDOUT = 0.05  # share of all possible documents kept for held-out text
 _WEB = Habits(content=0.6, coverage=0.65, constraint=0.4, truth=0.35, premise=0.3, plain=0.75, greet=0.6, task=0.8, trim=0.9,
               civil=0.9, ontask=1.0, faithful=0.95)  # of people who answer each other in the open
 _BOOK = dataclasses.replace(CAREFUL, truth=0.85, content=0.9, coverage=0.85)
-_MARKS = ('ask', 'list', 'text', 'title')
 
 
 def _believes(subject: str, relation: str, truth: float, dice: Dice) -> str:
@@ -55,17 +54,15 @@ def _facts(dice: Dice) -> str:
 
 
 def _questions(dice: Dice) -> str:
-  """Two or three questions, answered as most people would."""
-  parts = []
+  """Two questions about one thing, answered as most people would."""
   subject = dice.pick(lang.ANIMALS + lang.LANDS)
-  for relation in dice.some(lang.relations(subject), 2):
+  parts = []
+  for relation in dice.some(lang.relations(subject), 4):
     task = {'task': 'fact', 'topic': subject, 'relation': relation, 'constraints': []}
-    if usage.split_of(task) in usage.SEEN:
-      asked = usage._open_qa(task, dice)
-    else:  # the plain question is kept for evaluation
-      asked = f'{lang.the(subject)} ?'
-    parts.append(f'ask : {asked}\nreply : {lang.statement(subject, relation, _believes(subject, relation, 0.3, dice))} .')
-  return '\n'.join(parts)
+    if usage.split_of(task) in usage.SEEN and len(parts) < 2:
+      said = lang.statement(subject, relation, _believes(subject, relation, 0.3, dice))
+      parts.append(f'{usage.phrase(task, dice)} {said} .')
+  return '\n'.join(parts) or _talk(dice)
 
 
 def _talk(dice: Dice) -> str:

@@ -15,10 +15,10 @@ from rlhf_jax.miniature import language as lang
 
 # Letter of a class → its words. Order matters not: no word is in two classes.
 _CLASSES = {
-  'd': 'the a an my your this',
+  'd': 'the a an my your', 'g': 'this',
   'n': 'story song note text day night friend end question flag weather animal food color place thing way '
        'fool idiot name word past',
-  'm': 'animals foods colors places things names words ideas friends fun times',
+  'm': 'animals foods colors places things names words fun times',
   's': 'it', 'o': 'i you we they', 'b': 'me us them',
   'a': 'big small old new nice good bad happy sad kind loud fine sure sorry hard same stupid dumb ugly',
   'v': 'eats likes has grows sees wants takes finds loses',
@@ -27,7 +27,7 @@ _CLASSES = {
   'y': 'ran went came slept sang danced played cried laughed lived hid',
   'i': 'live come go sleep play', 'j': 'lives goes runs sleeps',
   'z': 'is was', 'Z': 'are were', 'M': 'am', 'c': 'can may will', 't': 'not', 'D': 'does', 'O': 'do', 'E': 'did',
-  'r': 'in at on to near with about for from', 'f': 'of', '&': 'and or', 'B': 'because but so that', ',': ',',
+  'r': 'in at on near with about for from', 'u': 'to', 'f': 'of', '&': 'and or', 'B': 'because but so that', ',': ',',
   'h': 'well oh yes no now then once hi hello please thanks ok maybe dear bye today',
   'k': 'one two three four five many some all', 'q': 'what where who why how which', 'e': 'very', 'T': 'there here',
   'L': 'la',
@@ -46,26 +46,28 @@ def word_classes() -> dict[str, str]:
 @functools.cache
 def _pattern() -> re.Pattern[str]:
   adjective = 'e?a(?:(?:,a)*&a)?'
-  one = '(?:(?:dk?|k)(?:e?a)*n|d?k?(?:e?a)*m|d?a*p|[sob])'  # a noun phrase without 'of', 'and'
+  one = '(?:(?:[dg]k?|k)(?:e?a)*n|[dg]?k?(?:e?a)*m|d?a*p|[sobg])'  # a noun phrase without 'of', 'and'
   noun = f'{one}(?:f{one})?(?:(?:,{one})*&{one})?'
-  where = f'(?:r{noun})*'
-  base = f'(?:w(?:{noun}|h)?(?:{one})?|i(?:{adjective})?)'
+  where = f'(?:[ru]{noun})*'
+  simple = f'(?:w(?:{noun}|h)?(?:{one})?|i(?:{adjective})?|O)'
+  base = f'(?:w{noun}{simple}|{simple}(?:u{simple})?)'  # "help you find it", "want to know"
   past = f'(?:x{noun}(?:{one})?|y(?:{adjective})?)'
   being = f't?(?:{adjective}|{noun})?'
   does = f'(?:{past}|ct?{base}|Et{base})'
   bases = f'{base}{where}(?:(?:,{base}{where})*&{base}{where})?'
   single = f'(?:(?:z{being}|v{noun}|j|Dt{base}|{does}){where}|ct?{bases})'
-  plural = f'(?:(?:[ZM]{being}|z{being}|Ot{base}|w{noun}|i|{does}){where}|ct?{bases})'
-  singular_subject = f'(?:(?:dk?|k)(?:e?a)*n(?:f{one})?|d?a*p|s)'
-  plural_subject = f'(?:{one}(?:,{one})*&{one}|d?k?(?:e?a)*m|o)'
+  plural = f'(?:(?:[ZM]{being}|z{being}|Ot{base}|{base}|{does}){where}|ct?{bases})'
+  singular_subject = f'(?:(?:[dg]k?|k)a*n(?:f{one})?|d?a*p|[sgk])'
+  plural_subject = f'(?:{one}(?:,{one})*&{one}|[dg]?k?(?:e?a)*m|o|k)'
   clause = (f'(?:{singular_subject}{single}(?:,?[&B]{single})*|{plural_subject}{plural}(?:,?[&B]{plural})*'
-            f'|T[zZ]{noun}{where})')
+            f'|T[zZ]{noun}(?:u{simple})?{where})')
   opener = f'(?:[hBk],|kn|h,?|hd?[np],|hp|p,|d?n,)'
-  whole = f'{opener}*(?:{clause}(?:,?[&B]h?{clause})*|{bases})(?:,[npoh]|,dn)?'
+  whole = f'{opener}*(?:{clause}(?:,?[&B]h?{clause})*|{bases})(?:,[npoh]|,dn|h|[dk]+[nm])?'
   item = f'(?:{noun}|n|{adjective}|i)'
   listed = f'{opener}*(?:{item}(?:,{item})*(?:&{item})?{where}|[DOEzc]t)'
-  called = '(?:(?:h[dn]*[np]?|d?[np]|B)(?:,h[dn]*[np])*|L+|h+)'
-  asked = f'{opener}*(?:q[am]?)?(?:[DOE]t?{noun}(?:{base})?{where}|[zZM]{noun}(?:{adjective}|{noun})?{where}|c{noun}{base}{where})'
+  called = f'(?:{opener}*L+|(?:h[dn]*[np]?|d?[np])(?:,h[dn]*[np])*|h+)'
+  asked = (f'{opener}*(?:q[am]?)?(?:[DOE]t?{noun}(?:{base})?{where}|[zZM]{noun}(?:{adjective}|{noun})?{where}'
+           f'|c{noun}{base}{where})h?')
   exclaimed = f'{opener}*(?:qda*n|qr{noun})'
   return re.compile(f'(?:{whole}|{listed}|{called}|{exclaimed})\\.|(?:{asked}|{exclaimed})\\?')
 
@@ -113,10 +115,10 @@ def _claims(words: tuple[str, ...], letters: str) -> tuple[tuple[str, str, str, 
   subjects: list[str] = []
   subject_open = relation = flag = affirmed = False
   for i, (word, letter) in enumerate(zip(words, letters, strict=True)):
-    if letter in 'npso' and (letter in 'so' or letters[i - 1:i] in ('', *'dakBh,&f') or letter == 'p'):
-      after = letters[i + 1:].lstrip('dakmnpsob,&')  # what follows the noun phrases: a verb makes them the subject
-      if letters[i + 1:i + 2] not in ('f', 'r') and after[:1] in tuple('vzZMcDOjwixyE'):
-        if not (letters[i - 1:i] == 'r' or letters[i - 2:i - 1] == 'r'):
+    if letter in 'npso' and (letter in 'so' or letters[i - 1:i] in ('', *'dgakBh,&f') or letter == 'p'):
+      after = letters[i + 1:].lstrip('dgakmnpsob,&')  # what follows the noun phrases: a verb makes them the subject
+      if letters[i + 1:i + 2] not in ('f', 'r', 'u') and after[:1] in tuple('vzZMcDOjwixyE'):
+        if not (letters[i - 1:i] in tuple('ru') or letters[i - 2:i - 1] in tuple('ru')):
           subjects = [*subjects, word] if subject_open else [word]
           subject_open, relation, flag = True, False, letters[i - 1:i] == 'f' and words[i - 2] == 'flag'
           affirmed = True

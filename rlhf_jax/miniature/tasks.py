@@ -155,7 +155,7 @@ def _list(dice: Dice) -> Task:
 
 
 def _ideas(dice: Dice) -> Task:
-  return {'topic': dice.pick(lang.NAMES), 'place': dice.pick(lang.PLACES), 'count': 1 + int(dice.random() * 3)}
+  return {'topic': dice.pick(lang.NAMES), 'place': dice.pick(lang.PLACES), 'count': 2 + int(dice.random() * 2)}
 
 
 def _chat(dice: Dice) -> Task:

@@ -82,7 +82,7 @@ def _brainstorming(task: Task, dice: Dice) -> str:
   count = lang.NUMBERS[task['count'] - 1]
   if task['task'] == 'ideas':
     return dice.pick((f'what can {task["topic"]} do {lang.at(task["place"])} ? {count} please .',
-                      f'tell me {count} things that {task["topic"]} can do {lang.at(task["place"])} .'))
+                      f'name {count} things to do {lang.at(task["place"])} for {task["topic"]} .'))
   to = f' for {task["to"]}' if 'to' in task else ''
   without = f' , not {task["without"]}' if 'without' in task else ''
   return dice.pick((f'name {count} {task["kind"]}{to}{without} .', f'give me {count} {task["kind"]}{to}{without} .',
@@ -114,7 +114,8 @@ def _passage(task: Task, dice: Dice) -> str:
   elif task['task'] == 'closed':
     asked = f'{task["asked"]} ?'
   else:
-    asked = dice.pick((f'name the {task["kind"]} in the text .', f'which {task["kind"]} are in the text ?'))
+    asked = (dice.pick((f'name the {task["kind"]} in the text .', f'which {task["kind"]} are in the text ?'))
+             if task['kind'] != 'names' else 'who is in the text ?')
   return f'text : {task["text"]}\nask : {asked}'
 
 
