@@ -11,7 +11,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -52,22 +51,20 @@ def run(config: configs.Evaluate, parents: Mapping[str, Any], place: builders.Pl
   Args:
     parents: 'models.NAME' for every entry of config.models, and 'reward' where config.reward names a run.
     folder: the run's folder; gets evaluations/.
-  Returns: {"labelers", "reward_model", "models", "prompts", "too_long"} as in results.json.
-  Raises: BadInput for a config that cannot be, or no prompts that fit.
+  Returns: {"labelers", "reward_model", "models"} as in results.json, "prompts", "refused_prompts".
+  Raises: BadInput for a config that cannot be, bad prompts or rankings.
   """
   _check(config, name)
   (folder / 'evaluations').mkdir(parents=True, exist_ok=True)
   judge = records.load_judge(config.judge) if config.judge else None
-  summary: dict[str, Any] = {'labelers': {}, 'reward_model': {}, 'models': {}, 'prompts': 0, 'too_long': 0}
+  summary: dict[str, Any] = {'labelers': {}, 'reward_model': {}, 'models': {}, 'prompts': 0}
   evaluation = _Evaluation(config, parents, place, folder, name, judge, ())
   if config.models:
-    found, _ = builders.read(config.prompts, place)
-    tokenizer = evaluation.model(config.against).tokenizer
-    prompts = [prompt for prompt in found if len(tokenizer.encode_prompt(prompt.prompt)) <= config.prompt_length]
-    if not prompts:
-      raise configs.BadInput(f'{name}.prompts: none of {len(found)} prompts fits prompt_length {config.prompt_length}')
+    prompts, card = builders.read_prompts(config.prompts, evaluation.model(config.against).tokenizer, place,
+                                          prompt_length=config.prompt_length)
     evaluation = dataclasses.replace(evaluation, prompts=prompts)
-    summary |= {'prompts': len(prompts), 'too_long': len(found) - len(prompts), 'models': _models(evaluation)}
+    summary |= {'prompts': len(prompts), 'refused_prompts': sum(card['refused'].values()),
+                'models': _models(evaluation)}
   if config.rankings:
     summary |= _rankings(evaluation)
   if config.reward and config.models:
@@ -97,12 +94,12 @@ def _models(evaluation: _Evaluation) -> dict[str, Any]:
       if not references:  # independent of every model's own samples, the baseline's included
         references = _respond(evaluation, config.against, 'reference')[0]
       rows = _rows(evaluation, label, references)
-      _write(_rows_path(evaluation, label), ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
+      builders.write_text(_rows_path(evaluation, label), ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
       if sampled.run not in losses:
         losses[sampled.run] = _pretraining_loss(evaluation, evaluation.model(label))
       entry = results.model_entry(rows, config.against) | losses[sampled.run] | {
         'sampled': dataclasses.asdict(sampled)}
-      _write(path, json.dumps(entry, indent=1, allow_nan=False))
+      builders.write_text(path, json.dumps(entry, indent=1, allow_nan=False))
     entries[label] = json.loads(path.read_text(encoding='utf-8'))
     won = entries[label][f'win_rate_vs_{config.against}']
     _LOG.info('%s: %s wins %s of %d against %s, gold %s, KL %s', evaluation.name, label, _short(won['mean']), won['n'],
@@ -185,19 +182,10 @@ def _pretraining_loss(evaluation: _Evaluation, parent: Any) -> dict[str, Any]:
                         length=config.text_length, k_max=0, seed=config.seed).train
   size = -(-len(rows) // _TEXT_PARTS)
   parts = [_Part(rows, start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-  losses = _token_losses(parent.model)
+  losses = jax.jit(functools.partial(experience.next_token_losses, parent.model))
   found = [responses.mean_loss(losses, parent.params, part, min(config.batch, size)) for part in parts]
   loss, interval = agreement.ratio_interval([mean * tokens for mean, tokens in found], [tokens for _, tokens in found])
   return {'pretraining_loss': loss, 'pretraining_loss_ci': interval}
-
-
-@functools.lru_cache(maxsize=8)
-def _token_losses(model: configs.Model) -> Any:
-  """Jitted (params, rows) -> −log p of each next token and which are targets, both [B, T−1]."""
-  def losses(params, rows):
-    length = rows['tokens'].shape[1] - 1
-    return -experience.response_logprobs(model, params, rows['tokens'], rows['valid'], length), rows['mask'][:, 1:]
-  return jax.jit(losses)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -269,16 +257,6 @@ def _rows_path(evaluation: _Evaluation, label: str) -> pathlib.Path:
 def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
   with open(path, encoding='utf-8') as file:
     return [json.loads(line) for line in file]
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  """Replaces a file whole or not at all."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
 
 
 def _short(value: float | None) -> str:

@@ -40,24 +40,21 @@ class Block:
   k: tuple[int, ...]
 
 
-def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Place, folder: pathlib.Path,
-        name: str) -> dict[str, Any]:
+def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Place,
+        folder: pathlib.Path, name: str) -> dict[str, Any]:
   """Collects the rankings of one run, going on where a killed one stopped.
 
   Args:
     parents: 'policy' -> Parent(model, tokenizer, params, ...).
     folder: the run's folder; gets rankings.jsonl and, if the judge can be calibrated, judge.json.
   Returns: the summary of finished.json.
-  Raises: BadInput for a config that cannot be, no prompts that fit, or a judge that ties everything.
+  Raises: BadInput for a config that cannot be, bad prompts, or a judge that ties everything.
   """
   _check(config, name)
   policy = parents['policy']
   folder.mkdir(parents=True, exist_ok=True)
-  found, _ = builders.read(config.prompts, place)
-  prompts = [prompt for prompt in found
-             if len(policy.tokenizer.encode_prompt(prompt.prompt)) <= config.prompt_length]
-  if not prompts:
-    raise configs.BadInput(f'{name}.prompts: none of {len(found)} prompts fits prompt_length {config.prompt_length}')
+  prompts, card = builders.read_prompts(
+    config.prompts, policy.tokenizer, place, prompt_length=config.prompt_length)
   blocks = plan([draw_k(config, index) for index in range(len(prompts))], config.batch)
   sample = _Sampler(config, policy, prompts)
   judge = _judge(config, place, folder, name, sample, blocks)
@@ -70,20 +67,21 @@ def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Pla
     journal.append(rows, {**counts, 'sampling_seconds': sampled - started,
                           'judging_seconds': time.monotonic() - sampled})
   if not journal.counts['rankings']:
-    raise configs.BadInput(f'{name}.judge: {config.judge} tied every response of all {len(prompts)} prompts; '
-                           'nothing can be learnt from that')
-  return {'too_long': len(found) - len(prompts), **journal.finish()}
+    raise configs.BadInput(f'{name}.judge: {config.judge} tied all responses of each of the '
+                           f'{len(prompts)} prompts; nothing can be learnt from that')
+  return {'refused_prompts': sum(card['refused'].values()), **journal.finish()}
 
 
 def draw_k(config: configs.Collect, index: int) -> int:
-  """How many completions prompt `index` gets: uniform in config.k, from a hash, so that no order of work changes it."""
+  """How many completions prompt `index` gets: uniform in config.k, whatever the order of work."""
   low, high = config.k
   return low + _hash(config.seed, 'k', index) % (high - low + 1)
 
 
 def draw_labelers(config: configs.Collect, index: int) -> list[str]:
   """Which `config.labels` labelers rank prompt `index`: distinct, each equally likely."""
-  return sorted(config.labelers, key=lambda labeler: _hash(config.seed, 'labeler', index, labeler))[:config.labels]
+  drawn = lambda labeler: _hash(config.seed, 'labeler', index, labeler)
+  return sorted(config.labelers, key=drawn)[:config.labels]
 
 
 def plan(k: Sequence[int], batch: int) -> list[Block]:
@@ -99,7 +97,8 @@ def plan(k: Sequence[int], batch: int) -> list[Block]:
 
 
 def _hash(*parts: Any) -> int:
-  return int.from_bytes(hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest(), 'big')
+  digest = hashlib.blake2b(json.dumps(parts).encode(), digest_size=8).digest()
+  return int.from_bytes(digest, 'big')
 
 
 def _fingerprint(prompts: Sequence[records.Prompt]) -> str:
@@ -110,16 +109,17 @@ def _fingerprint(prompts: Sequence[records.Prompt]) -> str:
 def _check(config: configs.Collect, name: str) -> None:
   low, high = config.k
   if not 2 <= low <= high:
-    raise configs.BadInput(f'{name}.k: expected 2 <= fewest <= most completions, found {config.k}')
+    raise configs.BadInput(
+      f'{name}.k: expected 2 <= fewest <= most completions, found {config.k}')
   if len(set(config.labelers)) != len(config.labelers):
-    raise configs.BadInput(f'{name}.labelers: a labeler is named twice in {config.labelers}')
+    raise configs.BadInput(f'{name}.labelers: one is named twice in {config.labelers}')
   if not 1 <= config.labels <= len(config.labelers):
-    raise configs.BadInput(f'{name}.labels: expected 1 to {len(config.labelers)} (the labelers there are), '
-                           f'found {config.labels}')
+    raise configs.BadInput(f'{name}.labels: expected 1 to {len(config.labelers)} (the labelers '
+                           f'there are), found {config.labels}')
 
 
 class _Sampler:
-  """block -> for each of its prompts the distinct completions in the order in which they were sampled."""
+  """block -> for each of its prompts the distinct completions, in the order they were sampled."""
 
   def __init__(self, config: configs.Collect, policy: Any, prompts: Sequence[records.Prompt]):
     self.config, self.policy, self.prompts = config, policy, prompts
@@ -129,29 +129,40 @@ class _Sampler:
   def __call__(self, block: Block) -> list[list[Any]]:
     if block.index in self.kept:
       return self.kept.pop(block.index)
+    config, policy = self.config, self.policy
     asked = [self.prompts[block.start + i].prompt for i, k in enumerate(block.k) for _ in range(k)]
     samples = iter(responses.respond(
-      self.policy.model, self.policy.params, self.policy.tokenizer, asked, jax.random.fold_in(self.key, block.index),
-      temperature=self.config.temperature, prompt_length=self.config.prompt_length,
-      response_length=self.config.response_length, batch=self.config.batch))
-    return [list({response.marked: response for response in [next(samples) for _ in range(k)]}.values())
-            for k in block.k]
+      policy.model, policy.params, policy.tokenizer, asked,
+      jax.random.fold_in(self.key, block.index), temperature=config.temperature,
+      prompt_length=config.prompt_length, response_length=config.response_length,
+      batch=config.batch))
+    return [_distinct([next(samples) for _ in range(k)]) for k in block.k]
 
 
-def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path, name: str, sample: _Sampler,
-           blocks: Sequence[Block]) -> records.Judge:
-  """The judge, calibrated if it can be: as in the run config.calibration, or else on this run's first samples."""
+def _distinct(samples: Sequence[Any]) -> list[Any]:
+  """The first of each text; one that ended and one that was cut there are two texts."""
+  first: dict[str, Any] = {}
+  for response in samples:
+    first.setdefault(response.marked, response)
+  return list(first.values())
+
+
+def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path, name: str,
+           sample: _Sampler, blocks: Sequence[Block]) -> records.Judge:
+  """The judge, calibrated if it can be: as in the run config.calibration, or else on this run's
+  first samples."""
   judge = records.load_judge(config.judge)
   path = folder / 'judge.json'
   if not hasattr(judge, 'calibrate'):
     if config.calibration:
-      raise configs.BadInput(f'{name}.calibration: the judge {config.judge} cannot be calibrated; leave it empty')
+      raise configs.BadInput(
+        f'{name}.calibration: the judge {config.judge} cannot be calibrated; leave it empty')
     return judge
   if config.calibration:
     source = place.workdir / config.calibration / 'judge.json'
     if not source.is_file():
       raise configs.BadInput(f'{name}.calibration: run {config.calibration!r} left no {source}')
-    _write(path, source.read_text(encoding='utf-8'))
+    builders.write_text(path, source.read_text(encoding='utf-8'))
   elif not path.is_file():
     used = [block for block in blocks if block.start < CALIBRATION_PROMPTS]
     for block in used:
@@ -159,17 +170,19 @@ def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path,
     texts = [[response.marked for response in completions]
              for block in used for completions in sample.kept[block.index]]
     asked = sample.prompts[:len(texts)]
-    _write(path, json.dumps(judge.calibrate(asked, texts, config.labelers), indent=1))
+    builders.write_text(path, json.dumps(
+      judge.calibrate(asked, texts, config.labelers), indent=1))
     _LOG.info('%s: judge calibrated on the samples of %d prompts', name, len(asked))
   return judge.calibrated(json.loads(path.read_text(encoding='utf-8')))
 
 
-def _ranked(config: configs.Collect, judge: records.Judge, prompts: Sequence[records.Prompt], block: Block,
-            completions: Sequence[Sequence[Any]]) -> tuple[list[records.Ranking], dict[str, int]]:
+def _ranked(config: configs.Collect, judge: records.Judge, prompts: Sequence[records.Prompt],
+            block: Block, completions: Sequence[Sequence[Any]]
+            ) -> tuple[list[records.Ranking], dict[str, int]]:
   """The rankings of one block, and what the summary counts."""
   rows = []
-  counts = dict.fromkeys(('prompts', 'samples', 'ended', 'too_few_distinct', 'completions', 'pairs', 'tied',
-                          'rankings', 'all_tied'), 0)
+  counts = dict.fromkeys(('prompts', 'samples', 'ended', 'too_few_distinct', 'completions',
+                          'pairs', 'tied', 'rankings', 'all_tied'), 0)
   counts['samples'] = sum(block.k)
   for index, distinct in zip(range(block.start, block.stop), completions, strict=True):
     if len(distinct) < 2:
@@ -182,8 +195,8 @@ def _ranked(config: configs.Collect, judge: records.Judge, prompts: Sequence[rec
     for labeler in draw_labelers(config, index):
       ranks = tuple(int(rank) for rank in judge(prompt, texts, labeler).ranks)
       if len(ranks) != len(texts):
-        raise configs.BadInput(f'judge {config.judge}: {len(texts)} responses but {len(ranks)} ranks '
-                               f'for the prompt {prompt.prompt!r}')
+        raise configs.BadInput(f'judge {config.judge}: {len(texts)} responses but {len(ranks)} '
+                               f'ranks for the prompt {prompt.prompt!r}')
       pairs = len(ranks) * (len(ranks) - 1) // 2
       counts['pairs'] += pairs
       counts['tied'] += sum(a == b for i, a in enumerate(ranks) for b in ranks[:i])
@@ -192,23 +205,27 @@ def _ranked(config: configs.Collect, judge: records.Judge, prompts: Sequence[rec
         continue
       counts['rankings'] += 1
       rows.append(records.Ranking(
-        prompt.prompt, texts, ranks, labeler=labeler, category=prompt.category, customer=prompt.customer,
-        meta=prompt.meta, ended=tuple(bool(response.ended) for response in distinct)))
+        prompt.prompt, texts, ranks, labeler=labeler, category=prompt.category,
+        customer=prompt.customer, meta=prompt.meta,
+        ended=tuple(bool(response.ended) for response in distinct)))
   return rows, counts
 
 
 class _Journal:
-  """rankings.jsonl in the making. progress.json says how many bytes of the partial file belong to whole blocks; what
-  is behind them (a torn line, a block whose count was not written) is cut off when the run goes on."""
+  """rankings.jsonl in the making. progress.json says how many bytes of the partial file belong to
+  whole blocks; what is behind them (a torn line, a block whose count was not written) is cut off
+  when the run goes on."""
 
   def __init__(self, folder: pathlib.Path, fingerprint: str):
     self.final, self.partial = folder / 'rankings.jsonl', folder / 'rankings.jsonl.partial'
     self.state = folder / 'progress.json'
-    self.counts: dict[str, Any] = {'fingerprint': fingerprint, 'blocks': 0, 'bytes': 0, 'rankings': 0}
+    self.counts: dict[str, Any] = {
+      'fingerprint': fingerprint, 'blocks': 0, 'bytes': 0, 'rankings': 0}
     if self.state.is_file():
       earlier = json.loads(self.state.read_text(encoding='utf-8'))
       file = self.partial if self.partial.is_file() else self.final
-      if earlier['fingerprint'] == fingerprint and file.is_file() and file.stat().st_size >= earlier['bytes']:
+      whole = file.is_file() and file.stat().st_size >= earlier['bytes']
+      if whole and earlier['fingerprint'] == fingerprint:
         self.counts = earlier
     if not self.final.is_file() or not self.counts['blocks']:
       self.partial.touch()
@@ -216,7 +233,8 @@ class _Journal:
 
   def append(self, rows: Iterable[records.Ranking], counts: Mapping[str, float]) -> None:
     """Adds the rows of one block; after return they survive a kill."""
-    data = ''.join(json.dumps(records.to_row(row), ensure_ascii=False) + '\n' for row in rows).encode()
+    lines = [json.dumps(records.to_row(row), ensure_ascii=False) + '\n' for row in rows]
+    data = ''.join(lines).encode()
     with open(self.partial, 'ab') as file:
       file.write(data)
       file.flush()
@@ -225,7 +243,7 @@ class _Journal:
       self.counts[key] = self.counts.get(key, 0) + value
     self.counts['blocks'] += 1
     self.counts['bytes'] += len(data)
-    _write(self.state, json.dumps(self.counts))
+    builders.write_text(self.state, json.dumps(self.counts))
 
   def finish(self) -> dict[str, Any]:
     """Names the file rankings.jsonl and returns the summary."""
@@ -240,7 +258,8 @@ class _Journal:
       'tied_share': counts['tied'] / max(counts['pairs'], 1),
       'ended_share': counts['ended'] / max(counts['completions'], 1),
       'too_few_distinct': counts['too_few_distinct'], 'all_tied': counts['all_tied'],
-      'sampling_seconds': counts['sampling_seconds'], 'judging_seconds': counts['judging_seconds']}
+      'sampling_seconds': counts['sampling_seconds'],
+      'judging_seconds': counts['judging_seconds']}
     told = agreement.agreement(rows)
     if told['pairs']:
       summary |= {'agreement': told['agreement'], 'agreement_ci': told['agreement_ci'],
@@ -248,18 +267,8 @@ class _Journal:
     return summary
 
 
-def _write(path: pathlib.Path, text: str) -> None:
-  """Replaces a file whole or not at all."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
-
-
 def _progress(blocks: Sequence[Block], done: int, name: str) -> Iterable[Block]:
-  """The blocks that are left: one live line in a terminal, a plain line every ten seconds in a pipe."""
+  """The blocks that are left: one live line in a terminal, a plain one every ten seconds in a pipe."""
   if sys.stderr.isatty():
     yield from rich.progress.track(
       blocks[done:], f'{name}: rankings', total=len(blocks), completed=done,

@@ -58,6 +58,7 @@ def win_rates(entries: Mapping[str, Mapping[str, Any]], against: str) -> str:
   axes.axvline(50, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
   axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 115), xticks=range(0, 101, 10),
            xlabel=f'wins against {against}, %')
+  axes.spines['bottom'].set_bounds(0, 100)
   axes.grid(axis='y', visible=False)
   return figure, f'Win rates against {against}'
 

@@ -99,12 +99,17 @@ def verdict(contents: Contents) -> str:
 
 def percent(value: float | None, digits: int = 1) -> str:
   """0.7264 → '72.6 %'; '–' for None."""
-  return '–' if value is None else f'{100 * value:.{digits}f} %'
+  return '–' if value is None else f'{bare(value, digits)} %'
+
+
+def bare(value: float | None, digits: int = 1) -> str:
+  """0.7264 → '72.6', for the ends of an interval."""
+  return '–' if value is None else f'{100 * value:.{digits}f}'
 
 
 def shown(entry: Mapping[str, Any]) -> str:
   """A win rate with its interval."""
-  return f'{percent(entry["mean"])} [{percent(entry["low"])}, {percent(entry["high"])}]'
+  return f'{percent(entry["mean"])} [{bare(entry["low"])}, {bare(entry["high"])}]'
 
 
 def _sampled(contents: Contents, name: str) -> Mapping[str, Any]:
@@ -150,7 +155,7 @@ def _reward_claims(entry: Mapping[str, Any]) -> list[Claim]:
     return []
   low, high = entry.get('accuracy_heldout_labelers_ci') or (share, share)
   return [Claim(f'the reward model predicts held-out labelers above {HELDOUT_ACCURACY:.0%}',
-                share > HELDOUT_ACCURACY, f'{percent(share)} [{percent(low)}, {percent(high)}]')]
+                share > HELDOUT_ACCURACY, f'{percent(share)} [{bare(low)}, {bare(high)}]')]
 
 
 def _loss_claim(models: Mapping[str, Any], told: Roles) -> Claim | None:

@@ -59,7 +59,8 @@ def page(contents: Contents) -> str:
   loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
   environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                    undefined=jinja2.StrictUndefined)
-  environment.filters |= {'number': number, 'percent': findings.percent, 'clock': clock, 'pretty': pretty}
+  environment.filters |= {'number': number, 'percent': findings.percent,
+                          'bare': findings.bare, 'clock': clock, 'pretty': pretty}
   told = findings.roles(contents)
   models = contents.results.get('models') or {}
   return environment.get_template('page.html').render(

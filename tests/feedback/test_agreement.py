@@ -1,0 +1,88 @@
+"""Agreement between labelers on cases worked by hand."""
+
+import numpy as np
+import pytest
+
+from rlhf_jax.data.records import Ranking
+from rlhf_jax.feedback import agreement
+
+TEXTS = ('a', 'b', 'c')
+
+
+def ranked(labeler, ranks, prompt='p'):
+  return Ranking(prompt, TEXTS, ranks, labeler=labeler)
+
+
+@pytest.mark.parametrize('first, second, expected', [
+  ((1, 2, 3), (1, 2, 3), (3, 3)),
+  ((1, 2, 3), (3, 2, 1), (0, 3)),
+  ((1, 2, 3), (2, 1, 3), (2, 3)),  # a and b turned round, c last for both
+  ((1, 1, 2), (1, 2, 3), (2, 2)),  # a-b is tied by the first: left out
+  ((1, 1, 2), (1, 2, 2), (1, 1)),  # a-b tied by the first, b-c by the second; a-c is left
+  ((1, 1, 1), (1, 2, 3), (0, 0)),
+  ((1, 4, 9), (1, 2, 3), (3, 3))])  # only the order counts
+def test_ordered_alike(first, second, expected):
+  assert agreement.ordered_alike(first, second) == expected
+
+
+def test_share_over_all_pairs_of_labelers():
+  rankings = [ranked('x', (1, 2, 3)), ranked('y', (2, 1, 3)), ranked('z', (3, 2, 1)),
+              ranked('x', (1, 2, 3), 'q'), ranked('y', (1, 2, 2), 'q'),
+              ranked('x', (1, 2, 3), 'alone')]
+  told = agreement.agreement(rankings)
+  # p: x-y 2 of 3, x-z 0 of 3, y-z 1 of 3 (a before b is turned by z: b-a alike); q: x-y 2 of 2
+  assert told['agreement'] == (2 + 0 + 1 + 2) / (3 + 3 + 3 + 2)
+  assert told['pairs'] == 11 and told['prompts'] == 2
+  low, high = told['agreement_ci']
+  assert low == pytest.approx(3 / 9) and high == pytest.approx(1)  # only p drawn, only q drawn
+
+
+def test_only_labelers_that_count():
+  rankings = [ranked('x', (1, 2, 3)), ranked('y', (2, 1, 3)), ranked('z', (3, 2, 1))]
+  told = agreement.agreement(rankings, agreement.within({'x', 'z'}))
+  assert told['agreement'] == 0 and told['pairs'] == 3
+
+
+def test_other_completions_of_the_same_prompt_are_another_set():
+  rankings = [ranked('x', (1, 2, 3)), Ranking('p', ('a', 'b', 'd'), (1, 2, 3), labeler='y')]
+  assert agreement.agreement(rankings) == {
+    'agreement': None, 'agreement_ci': None, 'pairs': 0, 'prompts': 0}
+
+
+def test_interval_of_a_mean_is_that_of_the_normal_approximation():
+  values = np.random.default_rng(1).random(900) < .7
+  mean, (low, high) = agreement.ratio_interval(values)
+  half = 1.96 * np.sqrt(mean * (1 - mean) / 900)
+  assert mean == values.mean()
+  assert low == pytest.approx(mean - half, abs=.004) and high == pytest.approx(mean + half, abs=.004)
+
+
+def test_interval_redraws_prompts_and_not_pairs():
+  # 50 prompts of 100 pairs each, all right or all wrong: as uncertain as 50 coins, not 5,000.
+  right = np.array([100.0, 0.0] * 25)
+  _, (low, high) = agreement.ratio_interval(right, np.full(50, 100.0))
+  assert high - low == pytest.approx(2 * 1.96 * .5 / np.sqrt(50), rel=.1)
+
+
+def test_interval_is_the_same_every_time_and_refuses_other_shapes():
+  agreement._resampled_counts.cache_clear()
+  first = agreement.ratio_interval([1, 0, 1, 1])
+  agreement._resampled_counts.cache_clear()
+  assert agreement.ratio_interval([1, 0, 1, 1]) == first
+  assert agreement.ratio_interval([]) == (None, None)
+  assert agreement.ratio_interval([0.0, 0.0], [0, 0]) == (None, None)
+  with pytest.raises(ValueError, match='one numerator'):
+    agreement.ratio_interval([1, 2], [1])
+
+
+def test_two_noisy_labelers_agree_as_often_as_arithmetic_says():
+  # Each orders two completions rightly with c = 0.837: they agree c² + (1 − c)² = 72.7 % of the time.
+  random = np.random.default_rng(0)
+  rankings = []
+  for i in range(4000):
+    for labeler in 'xy':
+      ranks = (1, 2) if random.random() < .837 else (2, 1)
+      rankings.append(Ranking(str(i), ('a', 'b'), ranks, labeler=labeler))
+  told = agreement.agreement(rankings)
+  assert told['agreement'] == pytest.approx(.727, abs=.02)
+  assert told['agreement_ci'][0] < .727 < told['agreement_ci'][1]
