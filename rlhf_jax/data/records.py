@@ -87,7 +87,7 @@ _REQUIRED = {
   'rankings': {'prompt': str, 'completions': list, 'ranks': list}}
 _OPTIONAL = {'labeler': str, 'category': str, 'customer': str, 'meta': dict, 'ended': list}
 _NAMES = {str: 'a text', list: 'a list', dict: 'an object', bool: 'true or false',
-          int: 'a whole number', float: 'a number', type(None): 'null'}
+          int: 'a whole number', float: 'a number'}
 _SURROGATE = re.compile('[\ud800-\udfff]')  # JSON can hold half of a pair; no encoder can
 
 
@@ -108,6 +108,8 @@ def show(value: Any, limit: int = 60) -> str:
 
 def described(value: Any) -> str:
   """Kind and content of a value, for error messages: 'a text "abc"'."""
+  if value is None or isinstance(value, bool):
+    return show(value)
   return f'{_NAMES.get(type(value), type(value).__name__)} {show(value)}'
 
 

@@ -1,0 +1,242 @@
+"""Readers: every layout from a small file, every refusal with its line, every count."""
+
+import gzip
+import itertools
+import json
+
+import pytest
+
+from rlhf_jax.configs import BadInput
+from rlhf_jax.data import readers
+from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Text
+
+
+def write(path, *rows):
+  path.write_text(''.join(json.dumps(row) + '\n' for row in rows), encoding='utf-8')
+  return path
+
+
+def read(path, reader, kind, skip=False):
+  found, reading = readers.read_file(path, reader, kind, skip)
+  return [record for _, record in found], reading
+
+
+def test_jsonl_plain_and_compressed_are_the_same(tmp_path):
+  plain = write(tmp_path / 'a.jsonl', {'text': 'one'}, {'text': 'zwei\u2028drei'})
+  packed = tmp_path / 'a.jsonl.gz'
+  packed.write_bytes(gzip.compress(plain.read_bytes()))
+  assert read(plain, 'jsonl', 'text')[0] == [Text('one'), Text('zwei\u2028drei')]
+  assert read(packed, 'jsonl', 'text')[0] == read(plain, 'jsonl', 'text')[0]
+
+
+def test_byte_order_mark_blank_lines_and_crlf_are_no_rows(tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n  \n{"text": "two"}')
+  records, reading = read(path, 'jsonl', 'text')
+  assert records == [Text('one'), Text('two')] and reading.rows == 2
+  assert [line for line, _ in readers.read_file(path, 'jsonl', 'text', False)[0]] == [1, 4]
+
+
+BAD_LINES = [
+  (b'{"text": "caf\xe9"}', 'not UTF-8', 'expected UTF-8, found byte 0xe9 at byte 14 of the line'),
+  (b'{"text": "a"', 'not JSON', 'expected a JSON object'),
+  (b'[' * 100000, 'not JSON', 'expected a JSON object'),
+  (b'"a"', 'not an object', 'expected a JSON object'),
+  (b'{"txt": "a"}', 'missing field', "field 'text': expected a text, found only 'txt'"),
+  (b'{"text": 5}', 'wrong type', "field 'text': expected a text, found a whole number 5"),
+  (b'{"text": ""}', 'empty text', "field 'text': expected some text"),
+]
+
+
+@pytest.mark.parametrize(('line', 'reason', 'message'), BAD_LINES)
+def test_a_bad_row_stops_or_is_counted(line, reason, message, tmp_path):
+  path = tmp_path / 'a.jsonl'
+  path.write_bytes(b'{"text": "one"}\n' + line + b'\n{"text": "two"}\n')
+  with pytest.raises(BadInput) as error:
+    read(path, 'jsonl', 'text')
+  assert str(error.value).startswith(f'{path}:2: ')
+  assert message in str(error.value)
+  assert str(error.value).endswith('(or --skip-bad-rows)') and '\n' not in str(error.value)
+  records, reading = read(path, 'jsonl', 'text', skip=True)
+  assert records == [Text('one'), Text('two')]
+  assert reading.refused == {reason: 1} and reading.rows == 3
+
+
+@pytest.mark.parametrize('skip', [False, True])
+@pytest.mark.parametrize(('name', 'content', 'message'), [
+  ('a.jsonl', b'', 'expected rows, found an empty file'),
+  ('a.jsonl', b'\n \n', 'expected rows, found an empty file'),
+  ('a.jsonl.gz', b'', 'found an empty file'),
+  ('a.jsonl.gz', b'{"text": "a"}', 'expected gzip data'),
+  ('a.jsonl.gz', gzip.compress(b'{"text": "a"}' * 99)[:40], 'expected gzip data'),
+  ('a.jsonl', None, 'expected a file, found nothing there'),
+])
+def test_a_bad_file_stops_even_when_bad_rows_are_skipped(name, content, message, skip, tmp_path):
+  if content is not None:
+    (tmp_path / name).write_bytes(content)
+  with pytest.raises(BadInput, match=message) as error:
+    read(tmp_path / name, 'jsonl', 'text', skip)
+  assert name in str(error.value)
+
+
+def test_json_list_of_texts_or_objects(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_text(json.dumps(['one', {'text': 'two'}, 3], indent=1))
+  with pytest.raises(BadInput, match='json: element 3: expected a JSON object'):
+    read(path, 'json_list', 'text')
+  records, reading = read(path, 'json_list', 'text', skip=True)
+  assert records == [Text('one'), Text('two')]
+  assert (reading.rows, reading.refused) == (3, {'not an object': 1})
+  path.write_text('["what?"]')
+  assert read(path, 'json_list', 'prompts')[0] == [Prompt('what?')]
+
+
+@pytest.mark.parametrize('content', ['{"text": "a"}', '[]', '["a"', '{'])
+def test_json_list_wants_a_list(content, tmp_path):
+  (tmp_path / 'a.json').write_text(content)
+  with pytest.raises(BadInput, match='expected'):
+    read(tmp_path / 'a.json', 'json_list', 'text')
+
+
+def test_blank_lines_part_plain_text(tmp_path):
+  path = tmp_path / 'a.txt'
+  path.write_text('\nfirst line\n  second\n\n \nanother\n')
+  found, reading = readers.read_file(path, 'plain', 'text', False)
+  assert found == [(2, Text('first line\n  second')), (6, Text('another'))]
+  assert reading.rows == 2
+
+
+def test_self_instruct(tmp_path):
+  path = write(
+    tmp_path / 'a.jsonl',
+    {'instruction': 'Say it.', 'is_classification': False,
+     'instances': [{'input': '', 'output': 'It.\n'}, {'input': 'twice', 'output': 'It, it.'}]},
+    {'instruction': 'Sort.', 'is_classification': True,
+     'instances': [{'input': 'b a', 'output': 'a b'}]})
+  records, reading = read(path, 'self_instruct', 'demonstrations')
+  assert records == [Demonstration('Say it.', 'It.'), Demonstration('Say it.\n\ntwice', 'It, it.'),
+                     Demonstration('Sort.\n\nb a', 'a b', 'classification')]
+  assert reading.rows == 2
+  assert read(path, 'self_instruct', 'prompts')[0][2] == Prompt('Sort.\n\nb a', 'classification')
+
+
+def test_dolly(tmp_path):
+  path = write(tmp_path / 'a.jsonl', {'text': '### Human: Why?\nTell me. ### Assistant: So. '})
+  assert read(path, 'dolly', 'demonstrations')[0] == [
+    Demonstration('Human: Why?\nTell me.\n\nAssistant:', 'So.')]
+
+
+def test_hh_rlhf(tmp_path):
+  start = '\n\nHuman: hi\n\nAssistant: hello\n\nHuman: why?\n\nAssistant:'
+  path = write(
+    tmp_path / 'a.jsonl',
+    {'chosen': f'{start} good ', 'rejected': f'{start} bad'},
+    {'chosen': f'{start} good', 'rejected': '\n\nHuman: other\n\nAssistant: bad'},
+    {'chosen': f'{start} same', 'rejected': f'{start} same'},
+    {'chosen': f'{start} good', 'rejected': f'{start}'})
+  records, reading = read(path, 'hh_rlhf', 'rankings')
+  assert records == [Ranking(start.strip(), ('good', 'bad'), (1, 2)),
+                     Ranking(start.strip(), ('good', ''), (1, 2))]
+  assert reading.refused == {'no common prompt': 1, 'equal completions': 1}
+  assert read(path, 'hh_rlhf', 'prompts')[0] == [Prompt(start.strip())]
+
+
+def comparison(better, worse, labeler='ann', post='t1', choice=0):
+  pair = [{'text': f' {better}'}, {'text': f' {worse}'}]
+  return {'info': {'id': post, 'post': f'post {post}', 'title': 'T'}, 'choice': choice,
+          'summaries': pair if choice == 0 else pair[::-1], 'worker': labeler}
+
+
+PROMPT = 'TITLE: T\n\nPOST: post t1\n\nTL;DR:'
+
+
+def test_the_pairs_of_one_labeler_become_one_ranking(tmp_path):
+  order = ['c', 'a', 'd', 'b']  # best first
+  pairs = [comparison(*sorted(pair, key=order.index), choice=index % 2)
+           for index, pair in enumerate(itertools.combinations('abcd', 2))]
+  other = [comparison('b', 'a', 'bob')]  # the same post, seen by somebody else
+  path = write(tmp_path / 'a.jsonl', *pairs[:3], *other, *pairs[3:])
+  records, reading = read(path, 'openai_summarize', 'rankings')
+  assert len(records) == 2
+  ranking = records[0]
+  assert ranking.prompt == PROMPT and ranking.labeler == 'ann'
+  assert dict(zip(ranking.ranks, ranking.completions, strict=True)) == dict(enumerate(order, 1))
+  assert records[1] == Ranking(PROMPT, ('b', 'a'), (1, 2), 'bob')
+  assert reading.sets == {'sets of 4': 1, 'pairs': 1} and reading.rows == 7
+  assert read(path, 'openai_summarize', 'prompts')[0] == [Prompt(PROMPT)]
+
+
+@pytest.mark.parametrize('pairs', [
+  ['ab', 'bc', 'ca'],
+  ['ab', 'ac', 'ad', 'bc', 'cd', 'db'],
+  ['ab', 'ba'],
+])
+def test_intransitive_sets_are_left_out_and_counted(pairs, tmp_path):
+  path = write(tmp_path / 'a.jsonl', *[comparison(*pair) for pair in pairs],
+               comparison('x', 'y', post='t2'))
+  records, reading = read(path, 'openai_summarize', 'rankings')
+  assert [record.completions for record in records] == [('x', 'y')]
+  assert reading.sets['intransitive sets'] == 1
+  assert reading.refused == {'intransitive set': len(pairs)}
+
+
+def test_an_incomplete_set_stays_pairs(tmp_path):
+  path = write(tmp_path / 'a.jsonl', *[comparison(*pair) for pair in ('ab', 'cb', 'cd')])
+  records, reading = read(path, 'openai_summarize', 'rankings')
+  assert [record.completions for record in records] == [('a', 'b'), ('c', 'b'), ('c', 'd')]
+  assert reading.sets == {'pairs': 3}
+
+
+def test_news_articles_are_read_like_posts(tmp_path):
+  row = comparison('a', 'b')
+  row['info'] = {'id': '5', 'article': 'news', 'title': None}
+  assert read(write(tmp_path / 'a.jsonl', row), 'openai_summarize', 'rankings')[0][0].prompt == (
+    'ARTICLE: news\n\nTL;DR:')
+
+
+def without(row, *names):
+  return {name: value for name, value in row.items() if name not in names}
+
+
+TASK = {'instruction': 'a', 'instances': [{'input': '', 'output': 'b'}]}
+QUESTION = {'text': '### Human: a ### Assistant: b'}
+DIALOGUES = {'chosen': 'Human: a\n\nAssistant: b', 'rejected': 'Human: a\n\nAssistant: c'}
+PAIR = comparison('a', 'b')
+
+
+@pytest.mark.parametrize(('reader', 'kind', 'good', 'bad', 'field'), [
+  ('self_instruct', 'demonstrations', TASK,
+   {'instruction': 'a', 'instances': [{'input': ''}]}, 'instances[0].output'),
+  ('self_instruct', 'demonstrations', TASK,
+   {'instances': []}, 'instruction'),
+  ('dolly', 'demonstrations', QUESTION, {'text': 'a'}, 'text'),
+  ('dolly', 'demonstrations', QUESTION,
+   {'text': '### Human: a ### Assistant: '}, 'response'),
+  ('dolly', 'demonstrations', QUESTION,
+   {'text': '### Human: ### Assistant: b'}, 'text'),
+  ('hh_rlhf', 'rankings', DIALOGUES,
+   {'chosen': 'Human: a\n\nAssistant: b'}, 'rejected'),
+  ('hh_rlhf', 'rankings', DIALOGUES,
+   {'chosen': 'b', 'rejected': 'c'}, 'chosen'),
+  ('openai_summarize', 'rankings', PAIR, PAIR | {'choice': 2}, 'choice'),
+  ('openai_summarize', 'rankings', PAIR, without(PAIR, 'worker'), 'worker'),
+  ('openai_summarize', 'rankings', PAIR, comparison('a', 'a'), 'summaries'),
+  ('openai_summarize', 'rankings', PAIR, PAIR | {'summaries': []}, 'summaries'),
+  ('openai_summarize', 'rankings', PAIR,
+   PAIR | {'info': {'id': '1', 'post': ''}}, 'info.post'),
+])
+def test_bad_rows_of_published_layouts_name_their_field(reader, kind, good, bad, field, tmp_path):
+  path = write(tmp_path / 'a.jsonl', good, bad)
+  with pytest.raises(BadInput) as error:
+    read(path, reader, kind)
+  assert str(error.value).startswith(f"{path}:2: field '{field}': expected ")
+  records, reading = read(path, reader, kind, skip=True)
+  assert len(records) == 1 and reading.refused.total() == 1 and reading.rows == 2
+
+
+def test_a_reader_of_another_kind_is_refused(tmp_path):
+  path = write(tmp_path / 'a.jsonl', {'text': '### Human: a ### Assistant: b'})
+  with pytest.raises(BadInput, match="'dolly' gives demonstrations, found a source of kind 'text'"):
+    read(path, 'dolly', 'text')
+  with pytest.raises(BadInput, match="'plain' gives text"):
+    read(path, 'plain', 'prompts')

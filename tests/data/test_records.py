@@ -1,0 +1,108 @@
+"""Records: what is valid, what the message says otherwise, and how judges are named."""
+
+import json
+
+import pytest
+
+from rlhf_jax.configs import BadInput
+from rlhf_jax.data import records
+from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Refused, Text
+
+RANKING = {'prompt': 'p', 'completions': ['a', 'b', 'c'], 'ranks': [2, 1, 2]}
+
+
+@pytest.mark.parametrize('record', [
+  Text('a\nb'),
+  Prompt('p'),
+  Prompt('p', 'chat', 'c7', {'task': ['x', 1]}),
+  Demonstration('p', 'r', customer='c'),
+  Ranking('p', ('a', ''), (1, 2)),
+  Ranking('p', ('a', 'b …'), (2, 1), 'ann', 'chat', 'c', {'k': 1}, (True, False)),
+])
+def test_a_record_survives_jsonl(record, tmp_path):
+  path = tmp_path / 'x' / 'rows.jsonl'
+  assert records.write_jsonl(path, [record, record]) == 2
+  rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
+  assert [records.from_row(records.kind_of(record), row) for row in rows] == [record, record]
+  assert [file.name for file in path.parent.iterdir()] == ['rows.jsonl']
+
+
+def test_empty_optional_fields_are_left_out():
+  assert records.to_row(Prompt('p')) == {'prompt': 'p'}
+  assert records.to_row(Ranking('p', ('a', 'b'), (1, 2))) == {
+    'prompt': 'p', 'completions': ('a', 'b'), 'ranks': (1, 2)}
+
+
+def test_chosen_and_rejected_are_a_ranking_of_two():
+  row = {'prompt': 'p', 'chosen': 'good', 'rejected': 'bad', 'labeler': 'ann', 'note': 5}
+  assert records.from_row('rankings', row) == Ranking('p', ('good', 'bad'), (1, 2), 'ann')
+
+
+@pytest.mark.parametrize(('kind', 'row', 'reason', 'message'), [
+  ('text', [], 'not an object', "expected a JSON object with 'text', found a list []"),
+  ('text', {}, 'missing field', "field 'text': expected a text, found an empty object"),
+  ('text', {'txet': 'a'}, 'missing field', "found only 'txet'; rename 'txet'"),
+  ('text', {'text': None}, 'wrong type', "field 'text': expected a text, found null;"),
+  ('text', {'text': ' \n'}, 'empty text', "field 'text': expected some text"),
+  ('text', {'text': '\ud800'}, 'half a character', "field 'text': expected text that UTF-8"),
+  ('prompts', {'prompt': 7}, 'wrong type', "'prompt': expected a text, found a whole number 7"),
+  ('prompts', {'prompt': 'p', 'category': 3}, 'wrong type', "field 'category'"),
+  ('prompts', {'prompt': 'p', 'meta': 'x'}, 'wrong type', "field 'meta': expected an object"),
+  ('demonstrations', {'prompt': 'p'}, 'missing field', "field 'response'"),
+  ('demonstrations', {'prompt': 'p', 'response': ''}, 'empty response', "field 'response'"),
+  ('rankings', RANKING | {'ranks': [1, 2]}, 'ranks of the wrong length',
+   "field 'ranks': expected 3 ranks, found 2; give one rank for each completion"),
+  ('rankings', RANKING | {'ranks': [1, 1, 1]}, 'all ranks tied', "field 'ranks'"),
+  ('rankings', RANKING | {'ranks': [0, 1, 2]}, 'ranks not positive', 'whole numbers from 1'),
+  ('rankings', RANKING | {'ranks': [1, True, 2]}, 'wrong type', "field 'ranks[1]'"),
+  ('rankings', RANKING | {'ranks': [1, 2.0, 2]}, 'wrong type', 'found a number 2.0'),
+  ('rankings', RANKING | {'ranks': '123'}, 'wrong type', 'expected a list, found a text "123"'),
+  ('rankings', RANKING | {'completions': ['a', 2, 'c']}, 'wrong type', "field 'completions[1]'"),
+  ('rankings', RANKING | {'completions': ['a'], 'ranks': [1]}, 'fewer than two completions',
+   "field 'completions'"),
+  ('rankings', RANKING | {'ended': [True]}, 'ended of the wrong length', "field 'ended'"),
+  ('rankings', {'prompt': 'p', 'chosen': 'a'}, 'missing field', "field 'rejected'"),
+  ('rankings', {'prompt': 'p', 'chosen': 'a', 'rejected': 'a'}, 'equal completions', 'rejected'),
+])
+def test_bad_rows_are_refused_with_field_and_expectation(kind, row, reason, message):
+  with pytest.raises(Refused) as error:
+    records.from_row(kind, row)
+  assert error.value.reason == reason
+  assert message in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_completions_lose_the_mark_of_the_unfinished():
+  ranking = Ranking('p', ('done', 'cut …'), (1, 2))
+  assert [ranking.completion(0), ranking.completion(1)] == [('done', True), ('cut', False)]
+  said = Ranking('p', ('and so on …', 'cut'), (1, 2), ended=(True, False))
+  assert [said.completion(0), said.completion(1)] == [('and so on …', True), ('cut', False)]
+
+
+def test_judges_are_found_in_modules_and_files(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text('def gold(prompt, responses, labeler):\n  return 7\n')
+  judge = records.load_judge(f'{file}:gold')
+  assert judge(None, [], '') == 7
+  assert records.load_judge(f'{file}:gold') is judge
+  assert records.load_judge('json:dumps') is json.dumps
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+  ('gold', 'expected module:function or file.py:function'),
+  ('json:dump_s', 'did you mean dump'),
+  ('no_such_module:gold', "no module 'no_such_module'"),
+  ('json.nothing:gold', "no module 'json.nothing'"),
+  ('nothing/there.py:gold', 'no file nothing/there.py'),
+])
+def test_a_wrong_judge_is_named_with_what_comes_near(name, message):
+  with pytest.raises(BadInput, match='judge') as error:
+    records.load_judge(name)
+  assert message in str(error.value)
+
+
+def test_a_failure_within_a_judges_module_is_not_called_a_wrong_name(tmp_path, monkeypatch):
+  (tmp_path / 'broken_judge.py').write_text('import no_such_thing\n')
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(ModuleNotFoundError, match='no_such_thing'):
+    records.load_judge('broken_judge:gold')
