@@ -1,7 +1,9 @@
 """The command line: run, list, sample, report.
 
-Enter: the words after `python -m rlhf_jax`. Leave: exit code 0 when all that was asked for is finished; 2 for bad input
-or a full disk, told on the last line of stderr; 143 after SIGTERM, when what was done is saved; 1 for all else.
+Enter: the words after `python -m rlhf_jax`. Leave: exit code 0 when all that was asked for is
+finished; 2 for bad input
+or a full disk, told on the last line of stderr; 143 after SIGTERM, when what was done is saved; 1
+for all else.
 jax is imported by the commands that need it, so that `list` and `--help` answer at once.
 Left out: several processes (`--multihost`).
 """
@@ -28,8 +30,10 @@ examples:
   python -m rlhf_jax report runs/quickstart
 """
 RUN_DESCRIPTION = """\
-Makes the named runs of an experiment file with what they need, all of them if none is named. The same command again
-goes on where the last one stopped and skips what is finished. Ends by writing DIR/results.json and DIR/report.html.
+Makes the named runs of an experiment file with what they need, all of them if none is named. The
+same command again
+goes on where the last one stopped and skips what is finished. Ends by writing DIR/results.json and
+DIR/report.html.
 """
 
 
@@ -45,23 +49,36 @@ def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
   run.add_argument('file', type=Path, nargs='?', metavar='FILE', help='an experiment file')
   run.add_argument('runs', nargs='*', metavar='RUN', help='runs to make; all if none is named')
   run.add_argument('--workdir', type=Path, metavar='DIR', help='where everything is written')
-  run.add_argument('--data', type=Path, metavar='DIR', help='folder that relative paths of sources are below')
+  run.add_argument('--data',
+                   type=Path,
+                   metavar='DIR',
+                   help='folder that relative paths of sources are below')
   run.add_argument('--skip-bad-rows', action='store_true',
                    help='count and leave out rows that cannot be read, instead of stopping')
   run.add_argument('--seed', type=int, metavar='N', help='the seed of every run')
-  run.add_argument('--profile', type=int, default=0, metavar='N',
-                   help='trace N steps of every trained run for TensorBoard and Perfetto, in DIR/RUN/profile')
+  run.add_argument(
+    '--profile',
+    type=int,
+    default=0,
+    metavar='N',
+    help='trace N steps of every trained run for TensorBoard and Perfetto, in DIR/RUN/profile')
   run.add_argument('--checkpoint-seconds', type=float, default=8.0, metavar='S',
                    help='seconds between two checkpoints: the most work a kill costs')
   run.add_argument('--RUN.field', dest='field', metavar='value', help='set a field of a run, e.g. '
                    '--sft.optimizer.learning_rate 1e-3; `run FILE --help` lists them')
-  run.add_argument('-h', '--help', action='store_true', help='this page; with FILE also every field of every run')
+  run.add_argument('-h',
+                   '--help',
+                   action='store_true',
+                   help='this page; with FILE also every field of every run')
 
   listing = commands.add_parser('list', help='name the runs of an experiment file, one a line')
   listing.add_argument('file', type=Path, metavar='FILE')
 
   sample = commands.add_parser(
-    'sample', help='sample responses of a finished run', allow_abbrev=False, description=
+    'sample',
+    help='sample responses of a finished run',
+    allow_abbrev=False,
+    description=
     'Responses of a finished Language or PPO run, with log-probability, reward and KL where those models exist. '
     'In a pipe the plain text alone.')
   sample.add_argument('--workdir', type=Path, required=True, metavar='DIR')
@@ -71,7 +88,11 @@ def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
   sample.add_argument('-n', type=int, default=0, metavar='N',
                       help='responses to --prompt (1), or how many of the prompts (4)')
   sample.add_argument('--temperature', type=float, default=1.0, metavar='T', help='0: greedy')
-  sample.add_argument('--max-tokens', type=int, default=0, metavar='M', help='longest response; 0: as trained')
+  sample.add_argument('--max-tokens',
+                      type=int,
+                      default=0,
+                      metavar='M',
+                      help='longest response; 0: as trained')
   sample.add_argument('--seed', type=int, default=0, metavar='S')
   sample.add_argument('--data', type=Path, metavar='DIR', help='as in `run`')
 
@@ -99,7 +120,8 @@ def main(words: Sequence[str] | None = None) -> int:
   except OutOfReach as error:
     return _told(str(error), 1)
   except BrokenPipeError:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads: nothing to say at exit
+    # nobody reads: nothing to say at exit
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except Exception as error:
     from rlhf_jax.runtime import workdir
@@ -142,7 +164,8 @@ def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
   _log(metrics.console)
   loop.stopping.install()
   options.workdir.mkdir(parents=True, exist_ok=True)
-  told = loop.run_file(experiment, options.runs, Place(options.workdir, options.data, options.skip_bad_rows),
+  told = loop.run_file(experiment, options.runs,
+                       Place(options.workdir, options.data, options.skip_bad_rows),
                        loop.Options(options.checkpoint_seconds, options.profile))
   metrics.console.print(results.table(told))
   return _report(options)

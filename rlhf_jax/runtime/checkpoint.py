@@ -1,13 +1,17 @@
 """Checkpoints of a training state, and the exported model of a finished run.
 
-Enter: a state (any tree of arrays) and its step. Leave: the newest state on disk that is whole, on any mesh; the parents
+Enter: a state (any tree of arrays) and its step. Leave: the newest state on disk that is whole, on
+any mesh; the parents
 that later runs start from.
-A checkpoint counts once checkpoints.json lists each of its files with size and CRC: orbax renames a finished save into
+A checkpoint counts once checkpoints.json lists each of its files with size and CRC: orbax renames a
+finished save into
 place, but cannot tell that a file was cut or lost afterwards.
-Left out: the input pipeline, which is a function of (seed, step) and has no state; the best-of-run choice, which is
+Left out: the input pipeline, which is a function of (seed, step) and has no state; the best-of-run
+choice, which is
 part of the state.
 """
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import logging
@@ -36,9 +40,9 @@ class Checkpoints:
   def __init__(self, folder: Path):
     self._folder = folder.resolve() / 'checkpoints'
     self._listing = self._folder.with_suffix('.json')
-    self._saving: int | None = None
-    self._writer = ocp.StandardCheckpointer(
-      async_options=ocp.AsyncOptions(post_finalization_callback=self._list_and_prune))
+    self._writer = ocp.StandardCheckpointer()
+    self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoints')
+    self._under_way: concurrent.futures.Future | None = None
 
   @property
   def last(self) -> int:
@@ -60,12 +64,13 @@ class Checkpoints:
     if step in self._listed():
       return
     shutil.rmtree(self._folder / str(step), ignore_errors=True)
-    self._saving = step
     self._writer.save(self._folder / str(step), state)
+    self._under_way = self._thread.submit(self._list_and_prune, step)
 
   def wait(self) -> None:
     """Until the save under way is on disk; raises what it failed with."""
-    self._writer.wait_until_finished()
+    if self._under_way is not None:
+      self._under_way.result()
 
   def restore(self, shapes: Any) -> tuple[int, Any] | None:
     """The newest whole checkpoint.
@@ -89,8 +94,9 @@ class Checkpoints:
         with contextlib.suppress(FileNotFoundError):
           return step, self._read(step, shapes)
       older = [s for s in set(listed) | set(present) if s < step]
-      logger.warning('checkpoint %s is damaged (%s): %s', self._folder / str(step), damage[step],
-                     f'trying the one before it, {max(older)}' if older else 'there is none before it')
+      logger.warning(
+        'checkpoint %s is damaged (%s): %s', self._folder / str(step), damage[step],
+        f'trying the one before it, {max(older)}' if older else 'there is none before it')
     if listed:
       raise BadInput(f'{self._folder}: no checkpoint is whole ('
                      + '; '.join(f'{step}: {why}' for step, why in damage.items())
@@ -107,6 +113,8 @@ class Checkpoints:
       workdir.write_json(self._listing, listed)
 
   def close(self) -> None:
+    """Waits for what is under way."""
+    self._thread.shutdown()
     self._writer.close()
 
   def _read(self, step: int, shapes: Any) -> Any:
@@ -122,10 +130,9 @@ class Checkpoints:
   def _listed(self) -> dict[int, dict[str, list[int]]]:
     return {int(step): files for step, files in (workdir.read_json(self._listing) or {}).items()}
 
-  def _list_and_prune(self) -> None:
-    """Runs in the writer's thread once a save has its final name."""
-    step = self._saving
-    assert step is not None
+  def _list_and_prune(self, step: int) -> None:
+    """Waits until a save has its final name, then lists its files and removes what is too old."""
+    self._writer.wait_until_finished()
     listed = self._listed() | {step: _files(self._folder / str(step))}
     kept = sorted(listed)[-KEEP:]
     workdir.write_json(self._listing, {s: listed[s] for s in kept})
@@ -163,7 +170,9 @@ def _first_line(error: BaseException) -> str:
 
 def export(folder: Path, kind: str, model: configs.Model, tokenizer: Tokenizer,
            trees: Mapping[str, Any]) -> None:
-  """Writes DIR/RUN/model/{params/, ema/ if there is one, model.json, tokenizer.json}, whole or not at all."""
+  """Writes DIR/RUN/model/{params/, ema/ if there is one, model.json, tokenizer.json}, whole or not
+  at all.
+  """
   target, temporary = folder / 'model', folder / '.model'
   shutil.rmtree(temporary, ignore_errors=True)
   temporary.mkdir(parents=True)
@@ -216,4 +225,3 @@ def _on_host(leaf: Any) -> Any:
 def size(tree: Any) -> int:
   """Bytes of a tree of arrays or ShapeDtypeStructs."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-

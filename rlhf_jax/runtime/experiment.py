@@ -1,8 +1,10 @@
 """An experiment file as a checked table of runs, and the order in which they must be made.
 
-Enter: the path of a Python file that sets `runs: dict[str, config]`. Leave: an `Experiment`; every mistake of the file
+Enter: the path of a Python file that sets `runs: dict[str, config]`. Leave: an `Experiment`; every
+mistake of the file
 is a `BadInput` that names file, line and field. Plain Python, no jax: `list` answers at once.
-Left out: anything but `runs` in the file; values are checked by type and by reference, their sense by those who use them.
+Left out: anything but `runs` in the file; values are checked by type and by reference, their sense
+by those who use them.
 """
 
 import ast
@@ -60,7 +62,8 @@ def load(file: Path) -> Experiment:
   """Executes an experiment file and checks every run of it.
 
   Raises:
-    BadInput: no such file, not Python, no `runs`, a value of the wrong type, an unknown run, a cycle.
+    BadInput: no such file, not Python, no `runs`, a value of the wrong type, an unknown run, a
+      cycle.
   """
   runs = getattr(_execute(file), 'runs', None)
   if not isinstance(runs, dict) or not runs:
@@ -73,7 +76,8 @@ def load(file: Path) -> Experiment:
 def check(experiment: Experiment) -> None:
   """Types and references of every run, and that no run needs itself. Raises BadInput."""
   for name, config in experiment.runs.items():
-    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]*', name) or name in RESERVED:
+    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]*',
+                                                     name) or name in RESERVED:
       raise BadInput(f'{experiment.file}: {name!r} cannot name a run: letters, digits, _ and -, '
                      f"and not {', '.join(RESERVED)}")
     if not isinstance(config, KINDS):
@@ -91,16 +95,22 @@ def references(config: configs.Run) -> dict[str, str]:
   if isinstance(config, configs.Evaluate):
     named |= {f'models.{name}': sampled.run for name, sampled in config.models.items()}
   # 'module:function' is a reward of the user's own, a tuple is files: neither is a run.
-  return {role: run for role, run in named.items() if isinstance(run, str) and run and ':' not in run}
+  return {
+    role: run
+    for role, run in named.items() if isinstance(run, str) and run and ':' not in run
+  }
 
 
 def order(experiment: Experiment, names: Iterable[str]) -> list[str]:
-  """The named runs with everything they need, each after what it needs. Raises BadInput: unknown run, cycle."""
+  """The named runs with everything they need, each after what it needs. Raises BadInput: unknown
+  run, cycle.
+  """
   done: list[str] = []
 
   def visit(name: str, path: tuple[str, ...]) -> None:
     if name in path:
-      raise BadInput(f"{experiment.where(name)} needs itself: {' → '.join((*path[path.index(name):], name))}")
+      raise BadInput(
+        f"{experiment.where(name)} needs itself: {' → '.join((*path[path.index(name):], name))}")
     if name not in done:
       for needed in references(experiment.runs[name]).values():
         visit(needed, (*path, name))
@@ -144,7 +154,8 @@ def is_union(annotation: Any) -> bool:
 def _execute(file: Path) -> types.ModuleType:
   if not file.is_file():
     siblings = [str(p) for p in sorted(file.parent.glob('*.py'))] if file.parent.is_dir() else []
-    raise BadInput(f'{file}: no such experiment file{near(str(file), siblings) if siblings else ""}')
+    raise BadInput(
+      f'{file}: no such experiment file{near(str(file), siblings) if siblings else ""}')
   # Experiment files may import each other, by folder or as a sibling.
   for folder in (file.resolve().parent.parent, file.resolve().parent):
     if str(folder) not in sys.path:
@@ -164,7 +175,8 @@ def _execute(file: Path) -> types.ModuleType:
     raise BadInput(f'{file}:{_line_of(error, file)}: {error}') from error
   except Exception as error:
     message = f'{type(error).__name__}: {error}'
-    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'",
+                        str(error))
     kind = getattr(configs, unknown[1], None) if unknown else None
     if dataclasses.is_dataclass(kind):
       message = f'{unknown[1]} has no field {unknown[2]!r}' + near(
@@ -174,19 +186,24 @@ def _execute(file: Path) -> types.ModuleType:
 
 
 def _line_of(error: BaseException, file: Path) -> int:
-  lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if Path(f.filename) == file.resolve()
-           or f.filename == str(file)]
+  lines = [
+    f.lineno for f in traceback.extract_tb(error.__traceback__)
+    if Path(f.filename) == file.resolve() or f.filename == str(file)
+  ]
   return lines[-1] if lines and lines[-1] else 1
 
 
 def _lines(file: Path) -> dict[tuple[str, ...], int]:
-  """Lines of the entries of `runs = {…}` and of their keyword arguments, where they are written out."""
+  """Lines of the entries of `runs = {…}` and of their keyword arguments, where they are written
+  out.
+  """
   lines: dict[tuple[str, ...], int] = {}
   for node in ast.walk(ast.parse(file.read_text('utf-8'))):
     if not isinstance(node, ast.Dict):
       continue
     for key, value in zip(node.keys, node.values, strict=True):
-      if isinstance(key, ast.Constant) and isinstance(key.value, str) and isinstance(value, ast.Call):
+      if isinstance(key, ast.Constant) and isinstance(key.value, str) and isinstance(
+          value, ast.Call):
         lines[key.value,] = key.lineno
         lines |= {(key.value, k.arg): k.lineno for k in value.keywords if k.arg}
   return lines
@@ -210,14 +227,17 @@ def _check_value(experiment: Experiment, run: str, field: str, value: Any, annot
     return None
   elif dataclasses.is_dataclass(annotation) and isinstance(value, annotation):
     for name, kind in typing.get_type_hints(annotation).items():
-      _check_value(experiment, run, f'{field}.{name}' if field else name, getattr(value, name), kind)
+      _check_value(experiment, run, f'{field}.{name}' if field else name, getattr(value, name),
+                   kind)
     return None
-  elif isinstance(annotation, type) and origin is None and not isinstance(value, bool) | (annotation is bool):
+  elif isinstance(annotation,
+                  type) and origin is None and not isinstance(value, bool) | (annotation is bool):
     if isinstance(value, (int, float) if annotation is float else annotation):
       return None
   elif annotation is bool and isinstance(value, bool):
     return None
-  raise BadInput(f'{experiment.where(run, field)} is {_shown(value)}; expected {type_name(annotation)}')
+  raise BadInput(
+    f'{experiment.where(run, field)} is {_shown(value)}; expected {type_name(annotation)}')
 
 
 def _check_references(experiment: Experiment, name: str) -> None:
@@ -226,18 +246,21 @@ def _check_references(experiment: Experiment, name: str) -> None:
     kinds = SAMPLED if role.startswith('models.') else ROLES[type(config)][role]
     there = [other for other, of in experiment.runs.items() if isinstance(of, kinds)]
     if needed not in experiment.runs:
-      raise BadInput(f'{experiment.where(name, role)} names the run {needed!r}, which the file has not'
-                     f'{near(needed, there)}')
+      raise BadInput(
+        f'{experiment.where(name, role)} names the run {needed!r}, which the file has not'
+        f'{near(needed, there)}')
     if not isinstance(experiment.runs[needed], kinds):
-      raise BadInput(f"{experiment.where(name, role)} names {needed!r}, a {type(experiment.runs[needed]).__name__}; "
-                     f"expected {' or '.join(k.__name__ for k in kinds)}{near(needed, there) if there else ''}")
+      raise BadInput(
+        f"{experiment.where(name, role)} names {needed!r}, a {type(experiment.runs[needed]).__name__}; "
+        f"expected {' or '.join(k.__name__ for k in kinds)}{near(needed, there) if there else ''}")
   if isinstance(config, configs.Evaluate):
     for entry, sampled in config.models.items():
       if not sampled.run:
         raise BadInput(f'{experiment.where(name, "models")}.{entry} names no run')
     if config.against not in config.models:
-      raise BadInput(f'{experiment.where(name, "against")} is {config.against!r}, not an entry of its models'
-                     f'{near(config.against, config.models)}')
+      raise BadInput(
+        f'{experiment.where(name, "against")} is {config.against!r}, not an entry of its models'
+        f'{near(config.against, config.models)}')
 
 
 def _shown(value: Any) -> str:

@@ -1,8 +1,11 @@
 """From an experiment to finished runs: the order of work, and the only training loop.
 
-Enter: an Experiment, the names of wanted runs, a Place. Leave: their folders, and what results.json will say.
-Everything is a function of (config, seed, step): batch t is stage.batches(t), its key fold_in(key(seed), t). So a run that
-was killed goes on from its newest whole checkpoint and ends with the same bits. Only the moment of a save depends on the clock.
+Enter: an Experiment, the names of wanted runs, a Place. Leave: their folders, and what results.json
+will say.
+Everything is a function of (config, seed, step): batch t is stage.batches(t), its key
+fold_in(key(seed), t). So a run that
+was killed goes on from its newest whole checkpoint and ends with the same bits. Only the moment of
+a save depends on the clock.
 Left out: several processes (each would have to agree on that moment).
 """
 
@@ -11,6 +14,7 @@ import dataclasses
 import importlib
 import logging
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +23,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from rlhf_jax import configs
 from rlhf_jax.data.builders import Place
@@ -50,7 +55,9 @@ class Options:
 
 
 class Stopping:
-  """SIGTERM and SIGINT: while a step is under way the loop is asked to save; at other times the process ends at once."""
+  """SIGTERM and SIGINT: while a step is under way the loop is asked to save; at other times the
+  process ends at once.
+  """
 
   def __init__(self) -> None:
     self.signal = 0
@@ -74,7 +81,8 @@ stopping = Stopping()
 
 def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Place,
              options: Options = Options()) -> dict[str, Any]:
-  """Makes the named runs (all, if none is named) with what they need; writes and returns results.json.
+  """Makes the named runs (all, if none is named) with what they need; writes and returns
+  results.json.
 
   Raises:
     BadInput: before any work if the workdir holds a run of another configuration.
@@ -107,7 +115,10 @@ def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
          options: Options = Options()) -> dict[str, Any]:
   """Does one run whose parents are finished. Returns {'steps', 'summary'}."""
   needed = experiments.references(config)
-  loaded = {run: checkpoint.load_parent(place.workdir / run) for run in dict.fromkeys(needed.values())}
+  loaded = {
+    run: checkpoint.load_parent(place.workdir / run)
+    for run in dict.fromkeys(needed.values())
+  }
   parents = {role: loaded[run] for role, run in needed.items()}
   if type(config) in STAGES:
     return train(name, config, parents, place, watch, options)
@@ -116,8 +127,12 @@ def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
 
 
 def use_compilation_cache(folder: Path) -> None:
-  """Keeps every executable in DIR/.jax_cache, so that a restart compiles nothing."""
-  jax.config.update('jax_compilation_cache_dir', str(folder.resolve() / '.jax_cache'))
+  """Keeps every executable in DIR/.jax_cache, or where JAX_COMPILATION_CACHE_DIR says: a restart
+  compiles nothing.
+  """
+  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+    jax.config.update('jax_compilation_cache_dir', str(folder.resolve() / '.jax_cache'))
+    compilation_cache.reset_cache()  # else the folder of this process's first compilation stays
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
@@ -130,12 +145,14 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
   """Trains one run from its newest checkpoint to its end and exports its model.
 
   Returns:
-    {'steps': n, 'summary': the last row of metrics.jsonl without its clock, and what finish() found}
+    {'steps': n, 'summary': the last row of metrics.jsonl without its clock, and what finish()
+    found}
   """
   folder = place.workdir / name
 
   # ---- the stage, and where its arrays lie
-  stage = importlib.import_module(STAGES[type(config)]).make(config, parents, place, judged.judge_rows)
+  stage = importlib.import_module(STAGES[type(config)]).make(config, parents, place,
+                                                             judged.judge_rows)
   mesh = sharding.make_mesh(config.mesh)
   key = jax.random.key(config.seed)
   given = {role: parent.params for role, parent in parents.items() if parent.params is not None}
@@ -189,13 +206,15 @@ class _Run:
       return state
     self.progress = Progress(self.name, first, last, stage.headline)
     batch_shardings = sharding.batch_shardings(mesh, stage.batch_shapes)
-    with Prefetched(lambda t: jax.device_put(stage.batches(t), batch_shardings), first, last) as batches:
+    with Prefetched(lambda t: jax.device_put(stage.batches(t), batch_shardings), first,
+                    last) as batches:
       update = self._compiled(state, frozen, _placed(stage.batch_shapes, batch_shardings), key,
                               state_shardings)
       saved = self.told = time.monotonic()
       self.progress.started()
       stopping.deferred = True
-      pending: tuple[int, Any, dict] | None = None  # told a step late: the device never waits for it
+      # told a step late: the device never waits for it
+      pending: tuple[int, Any, dict] | None = None
       for t in range(first, last):
         self._profile(t - first, pending)
         state, metrics = update(state, frozen, next(batches), key, np.int32(t))
@@ -204,7 +223,8 @@ class _Run:
         pending = (t + 1, metrics, {})
 
         if t + 1 == last or (stage.evaluate_every and (t + 1) % stage.evaluate_every == 0):
-          self._check_finite(t + 1, jax.device_get(metrics))
+          if _not_finite(jax.device_get(metrics)):
+            self._tell(*pending)  # raises: what is no model is not evaluated
           state, evaluated = self._evaluate(t + 1, state, frozen)
           pending = (t + 1, metrics, evaluated)
 
@@ -263,21 +283,21 @@ class _Run:
     # What an update measures too (PPO: kl, eos_rate) is told apart.
     evaluated = {f'evaluation_{k}' if k in values else k: v for k, v in evaluated.items()}
     row = self.metrics.write(step, values | evaluated | clock)
-    self._check_finite(step, values)
+    if _not_finite(values):
+      raise configs.OutOfReach(self._lost(step, _not_finite(values), values))
     if samples is not None:
       self.metrics.write_samples(step, self.stage.describe(samples))
     if self.progress is not None:
       self.progress.show(step, row)
 
-  def _check_finite(self, step: int, values: Mapping[str, Any]) -> None:
-    for metric, value in values.items():
-      if metric.endswith(MUST_BE_FINITE) and not math.isfinite(value):
-        good = self.checkpoints.last
-        kept = (f'the last good checkpoint is step {good}, {self.folder}/checkpoints/{good}' if good
-                else 'no checkpoint was due before it')
-        raise configs.OutOfReach(
-          f'{self.name}: {metric} is {float(value)} at step {step} (batch {step - 1} of this seed); '
-          f'{kept}. A smaller learning rate or gradient clipping is the usual cure')
+  def _lost(self, step: int, metric: str, values: Mapping[str, Any]) -> str:
+    """What is said of a step whose loss is not finite."""
+    self.checkpoints.wait()
+    good = self.checkpoints.last
+    kept = (f'the last good checkpoint is step {good}, {self.folder}/checkpoints/{good}' if good
+            else 'no checkpoint was due before it')
+    return (f'{self.name}: {metric} is {float(values[metric])} at step {step} (batch {step - 1} of '
+            f'this seed); {kept}. A smaller learning rate or gradient clipping is the usual cure')
 
   def _profile(self, done: int, pending: tuple | None) -> None:
     """Traces steps 2 … N+1 of this process: the first one touches memory for the first time."""
@@ -288,7 +308,8 @@ class _Run:
     elif done == 1 + self.options.profile:
       jax.block_until_ready(pending)
       jax.profiler.stop_trace()
-      logger.info('%s: trace of %d steps in %s', self.name, self.options.profile, self.folder / 'profile')
+      logger.info('%s: trace of %d steps in %s', self.name, self.options.profile,
+                  self.folder / 'profile')
 
 
 class Prefetched:
@@ -311,6 +332,12 @@ class Prefetched:
 
   def __exit__(self, *error: Any) -> None:
     self._pool.shutdown(cancel_futures=True)
+
+
+def _not_finite(values: Mapping[str, Any]) -> str:
+  """The first metric that must be finite and is not; '' if all are."""
+  return next((name for name, value in values.items()
+               if name.endswith(MUST_BE_FINITE) and not math.isfinite(value)), '')
 
 
 def _placed(shapes: Any, shardings: Any) -> Any:

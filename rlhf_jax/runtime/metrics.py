@@ -1,7 +1,10 @@
-"""What a training run tells while it runs: metrics.jsonl, samples.jsonl, TensorBoard, the progress line.
+"""What a training run tells while it runs: metrics.jsonl, samples.jsonl, TensorBoard, the progress
+line.
 
-Enter: one dict of numbers a step. Leave: one JSON object a step, without NaN; whatever depends on clock or machine ends
-in `_seconds`, `_per_second` or `_bytes`, the rest is the same for a run that was stopped and one that was not.
+Enter: one dict of numbers a step. Leave: one JSON object a step, without NaN; whatever depends on
+clock or machine ends
+in `_seconds`, `_per_second` or `_bytes`, the rest is the same for a run that was stopped and one
+that was not.
 Only process 0 writes. Left out: uploading anywhere; figures (report/).
 """
 
@@ -34,7 +37,9 @@ class Metrics:
   """The files of DIR/RUN that grow by a row a step."""
 
   def __init__(self, folder: Path, step: int):
-    """Opens the files as they were after `step` steps: rows above it are cut off, 0 empties them."""
+    """Opens the files as they were after `step` steps: rows above it are cut off, 0 empties
+    them.
+    """
     self._folder = folder
     for name in ('metrics.jsonl', 'samples.jsonl'):
       cut_back(folder / name, step)
@@ -85,7 +90,9 @@ class Metrics:
 
 
 def cut_back(path: Path, step: int) -> None:
-  """Removes the rows above `step`, and a last line that a kill left unfinished; whole or not at all."""
+  """Removes the rows above `step`, and a last line that a kill left unfinished; whole or not at
+  all.
+  """
   if not path.exists():
     return
   text = path.read_bytes().decode('utf-8', errors='replace')

@@ -1,7 +1,10 @@
-"""`--RUN.field value` on the command line, typed from the annotations of configs.py; and the text of `run FILE --help`.
+"""`--RUN.field value` on the command line, typed from the annotations of configs.py; and the text
+of `run FILE --help`.
 
-Enter: the words of the command line. Leave: an Experiment with the fields replaced, or a BadInput naming near misses.
-Left out: making runs, or Source objects whole: an experiment file is a page of Python, write another.
+Enter: the words of the command line. Leave: an Experiment with the fields replaced, or a BadInput
+naming near misses.
+Left out: making runs, or Source objects whole: an experiment file is a page of Python, write
+another.
 """
 
 import ast
@@ -40,7 +43,9 @@ def split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
   return left, found
 
 
-def apply(experiment: Experiment, overrides: Sequence[tuple[str, str]], seed: int | None = None) -> Experiment:
+def apply(experiment: Experiment,
+          overrides: Sequence[tuple[str, str]],
+          seed: int | None = None) -> Experiment:
   """The experiment with `seed` in every run and then the overrides, checked again as a whole."""
   runs = dict(experiment.runs)
   if seed is not None:
@@ -56,7 +61,9 @@ def apply(experiment: Experiment, overrides: Sequence[tuple[str, str]], seed: in
 
 
 def fields(config: Any, prefix: str = '', kind: Any = None) -> Iterator[tuple[str, Any, Any, str]]:
-  """(path, type, value, doc) of every field that an override can set, depth first in the order of configs.py."""
+  """(path, type, value, doc) of every field that an override can set, depth first in the order of
+  configs.py.
+  """
   kind = type(config) if kind is None else kind
   for name, annotation in typing.get_type_hints(kind).items():
     value, doc = getattr(config, name), docs(kind).get(name, '')
@@ -102,8 +109,12 @@ def _replaced(config: Any, kind: Any, path: list[str], text: str, option: str, r
     return _read(text, kind, option)
   head, rest = path[0], path[1:]
   if isinstance(config, dict) and head in config:
-    return config | {head: _replaced(config[head], typing.get_args(kind)[1], rest, text, option, run)}
-  if isinstance(config, tuple) and _holds_configs(kind) and head.isdigit() and int(head) < len(config):
+    return config | {
+      head: _replaced(config[head],
+                      typing.get_args(kind)[1], rest, text, option, run)
+    }
+  if isinstance(config,
+                tuple) and _holds_configs(kind) and head.isdigit() and int(head) < len(config):
     items = list(config)
     items[int(head)] = _replaced(items[int(head)], type(items[int(head)]), rest, text, option, run)
     return tuple(items)
@@ -116,14 +127,17 @@ def _replaced(config: Any, kind: Any, path: list[str], text: str, option: str, r
   elif isinstance(config, dict):
     known = list(config)
   else:
-    known = [str(i) for i in range(len(config))] if _holds_configs(kind) and isinstance(config, tuple) else []
+    known = [str(i) for i in range(len(config))
+             ] if _holds_configs(kind) and isinstance(config, tuple) else []
   above = option.removesuffix('.'.join(path)).removesuffix('.')
   raise BadInput(f'{option}: {above} has no field {head!r}{near(head, known) if known else ""} '
                  f'(`run FILE --help` lists every field)')
 
 
 def _read(text: str, kind: Any, option: str) -> Any:
-  """A value of an annotated type from the command line's text. Raises BadInput that says what was expected."""
+  """A value of an annotated type from the command line's text. Raises BadInput that says what was
+  expected.
+  """
   if _holds_configs(kind) and not experiments.is_union(kind) or dataclasses.is_dataclass(kind):
     raise BadInput(f'{option}: name a field inside it, such as {option}.{_example(kind)} '
                    f'(`run FILE --help` lists every field)')
@@ -156,7 +170,9 @@ def _parsed(text: str, kind: Any) -> Any:
 
 
 def _holds_configs(kind: Any) -> bool:
-  """Whether a type is a tuple or dict of configs (Sources, Sampled), whose entries have fields of their own."""
+  """Whether a type is a tuple or dict of configs (Sources, Sampled), whose entries have fields of
+  their own.
+  """
   return any(dataclasses.is_dataclass(a) or _holds_configs(a) for a in typing.get_args(kind))
 
 
@@ -173,4 +189,3 @@ def _written(value: Any) -> str:
   if isinstance(value, tuple):
     return ','.join(map(_written, value)) or '()'
   return repr(value) if value == '' or not isinstance(value, str) else value
-

@@ -1,6 +1,7 @@
 """results.json from the finished runs of a workdir, and the table at the end of `run`.
 
-Enter: finished.json of each run. Leave: plain numbers, the summaries of Evaluate runs merged, seconds by run.
+Enter: finished.json of each run. Leave: plain numbers, the summaries of Evaluate runs merged,
+seconds by run.
 Left out: figures and prose (report/).
 """
 
@@ -13,15 +14,16 @@ import rich.table
 from rlhf_jax import configs
 from rlhf_jax.runtime import workdir
 
-COLUMNS = ('gold', 'proxy', 'kl', 'response_length', 'eos_rate', 'hallucination_rate', 'truthful_rate',
-           'rude_rate', 'constraint_rate', 'pretraining_loss')
+COLUMNS = ('gold', 'proxy', 'kl', 'response_length', 'eos_rate', 'hallucination_rate',
+           'truthful_rate', 'rude_rate', 'constraint_rate', 'pretraining_loss')
 
 
 def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
   """Writes and returns DIR/results.json: what the finished runs of the file found.
 
   Returns:
-    The merged summaries of the Evaluate runs; where there is none, {'runs': {RUN: its summary}}. And
+    The merged summaries of the Evaluate runs; where there is none, {'runs': {RUN: its summary}}.
+    And
     'seconds': {RUN: over all its restarts}.
   """
   finished = {name: found for name in runs
@@ -44,14 +46,17 @@ def table(told: Mapping[str, Any]) -> rich.table.Table:
     return _models(told['models'])
   shown = rich.table.Table('run', 'seconds', 'ended with')
   for name, seconds in told['seconds'].items():
-    numbers = {k: v for k, v in told.get('runs', {}).get(name, {}).items() if isinstance(v, int | float)}
+    numbers = {
+      k: v
+      for k, v in told.get('runs', {}).get(name, {}).items() if isinstance(v, int | float)
+    }
     shown.add_row(name, f'{seconds:.0f}', '  '.join(f'{k} {v:.4g}' for k, v in numbers.items()))
   return shown
 
 
 def _models(models: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-  rates = dict.fromkeys(key for entry in models.values() for key in entry if key.startswith('win_rate_vs_')
-                        and not key.endswith('_ci'))
+  rates = dict.fromkeys(key for entry in models.values() for key in entry
+                        if key.startswith('win_rate_vs_') and not key.endswith('_ci'))
   columns = [c for c in COLUMNS if any(entry.get(c) is not None for entry in models.values())]
   shown = rich.table.Table('model', *(key.replace('_', ' ') for key in rates),
                            *(c.replace('_', ' ') for c in columns))

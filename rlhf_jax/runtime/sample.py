@@ -1,6 +1,7 @@
 """`sample`: responses of a finished run, with what its reward model and its reference say of them.
 
-Enter: a workdir, a run, a prompt or the run's own prompts. Leave: texts; in a terminal also log-probability, reward and
+Enter: a workdir, a run, a prompt or the run's own prompts. Leave: texts; in a terminal also log-
+probability, reward and
 KL where those models exist.
 Left out: a dialogue (each response stands alone); top-k and top-p (no run is trained with them).
 """
@@ -29,7 +30,8 @@ class Sample:
   prompt: str
   response: responses.Response
   reward: float | None
-  kl: float | None  # log p of the policy − log p of its reference, summed over the response: one sample of the KL
+  # log p of the policy − log p of its reference, summed over the response: one sample of the KL
+  kl: float | None
 
 
 def sample(place: builders.Place, run: str, prompt: str | None = None, count: int = 0,
@@ -37,26 +39,38 @@ def sample(place: builders.Place, run: str, prompt: str | None = None, count: in
   """`count` responses to `prompt`, or one to each of `count` of the run's own prompts.
 
   Raises:
-    BadInput: no such run, not a finished Language or PPO run, no prompts, a prompt beyond the model's context.
+    BadInput: no such run, not a finished Language or PPO run, no prompts, a prompt beyond the
+      model's context.
   """
   parent = load(place.workdir, run)
   if min(count, max_tokens) < 0 or temperature < 0:
     raise BadInput('-n, --max-tokens and --temperature must not be negative')
-  prompts = [prompt] * (count or 1) if prompt is not None else _prompts(parent.config, place, count or 4)
+  prompts = [prompt] * (count or 1) if prompt is not None else _prompts(
+    parent.config, place, count or 4)
   tokens = max(len(parent.tokenizer.encode_prompt(p)) for p in prompts)
   length = max_tokens or parent.config.response_length
   if tokens + length > parent.model.context:
-    raise BadInput(f"a prompt of {tokens} tokens and a response of {length} do not fit {run}'s context "
-                   f'of {parent.model.context}: shorten the prompt or lower --max-tokens')
-  sizes = {'prompt_length': max(tokens, min(parent.config.prompt_length, parent.model.context - length)),
-           'response_length': length, 'batch': len(prompts)}
-  found = responses.respond(parent.model, parent.params, parent.tokenizer, prompts, jax.random.key(seed),
-                            temperature=temperature, **sizes)
+    raise BadInput(
+      f"a prompt of {tokens} tokens and a response of {length} do not fit {run}'s context "
+      f'of {parent.model.context}: shorten the prompt or lower --max-tokens')
+  sizes = {
+    'prompt_length': max(tokens, min(parent.config.prompt_length, parent.model.context - length)),
+    'response_length': length,
+    'batch': len(prompts)
+  }
+  found = responses.respond(parent.model,
+                            parent.params,
+                            parent.tokenizer,
+                            prompts,
+                            jax.random.key(seed),
+                            temperature=temperature,
+                            **sizes)
 
   rewards = kl = [None] * len(found)
   reward = _reward(place.workdir, run, parent.config)
   if reward is not None:
-    rewards = responses.score_responses(reward.model, reward.params, reward.tokenizer, prompts, found, **sizes)
+    rewards = responses.score_responses(reward.model, reward.params, reward.tokenizer, prompts,
+                                        found, **sizes)
   if isinstance(parent.config, configs.PPO) and _finished(place.workdir / parent.config.policy):
     reference = load(place.workdir, parent.config.policy)
     ours, theirs = (_logprob(model, prompts, found, sizes) for model in (parent, reference))
@@ -86,11 +100,13 @@ def load(folder: Path, run: str) -> Parent:
     raise BadInput(f'{folder} has no run {run!r}{near(run, runs)}')
   parent = checkpoint.load_parent(folder / run)
   if not isinstance(parent.config, configs.Language | configs.PPO):
-    raise BadInput(f'{run} is a {type(parent.config).__name__}; only Language and PPO runs give responses')
+    raise BadInput(
+      f'{run} is a {type(parent.config).__name__}; only Language and PPO runs give responses')
   return parent
 
 
-def _prompts(config: configs.Language | configs.PPO, place: builders.Place, count: int) -> list[str]:
+def _prompts(config: configs.Language | configs.PPO, place: builders.Place,
+             count: int) -> list[str]:
   """The first of the run's own prompts, of its demonstrations, or the lines of stdin."""
   sources = config.prompts or tuple(s for s in config.data if s.kind != 'text')
   if sources:
@@ -98,7 +114,8 @@ def _prompts(config: configs.Language | configs.PPO, place: builders.Place, coun
     return [record.prompt for record in found[:count]]
   lines = [] if sys.stdin.isatty() else [line.rstrip('\n') for line in sys.stdin]
   if not lines:
-    raise BadInput('this run has no prompts of its own: give --prompt TEXT, or prompts on stdin, one a line')
+    raise BadInput(
+      'this run has no prompts of its own: give --prompt TEXT, or prompts on stdin, one a line')
   return lines
 
 
@@ -107,8 +124,10 @@ def _reward(folder: Path, run: str, config: configs.Language | configs.PPO) -> P
   if isinstance(config, configs.PPO):
     found = [config.reward] if ':' not in config.reward else []
   else:
-    found = [p.parent.name for p in folder.glob('*/config.json')
-             if isinstance(made := workdir.config_of(p.parent), configs.Reward) and made.init_from == run]
+    found = [
+      p.parent.name for p in folder.glob('*/config.json')
+      if isinstance(made := workdir.config_of(p.parent), configs.Reward) and made.init_from == run
+    ]
   found = [name for name in found if _finished(folder / name)]
   return checkpoint.load_parent(folder / found[0]) if len(found) == 1 else None
 
@@ -117,7 +136,8 @@ def _finished(folder: Path) -> bool:
   return (folder / 'finished.json').exists()
 
 
-def _logprob(parent: Parent, prompts: list[str], found: list[responses.Response], sizes: dict) -> np.ndarray:
+def _logprob(parent: Parent, prompts: list[str], found: list[responses.Response],
+             sizes: dict) -> np.ndarray:
   """log p of each response at temperature 1, nats [n]."""
   logprobs, mask = responses.logprob_responses(
     parent.model, parent.params, parent.tokenizer, prompts, found, temperature=1.0, **sizes)

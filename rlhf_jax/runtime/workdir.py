@@ -1,4 +1,5 @@
-"""The small files of a run's folder: config.json, finished.json, seconds.json, and how a full disk is told.
+"""The small files of a run's folder: config.json, finished.json, seconds.json, and how a full disk
+is told.
 
 Enter: configs and dicts. Leave: files that are whole or absent, and configs read back from them.
 Left out: checkpoints (checkpoint.py) and metrics (metrics.py).
@@ -85,7 +86,8 @@ def describe(config: configs.Run, parents: Mapping[str, tuple[str, str]]) -> dic
   """What config.json says of a run.
 
   Args:
-    parents: role -> (run, its hash), so that a run is bound to the configuration of all it rests on.
+    parents: role -> (run, its hash), so that a run is bound to the configuration of all it rests
+      on.
 
   Returns:
     {'kind', 'config', 'parents', 'hash', 'versions', 'commit'}; the last two do not count for the
@@ -117,10 +119,12 @@ def check_same(folder: Path, described: Mapping[str, Any]) -> bool:
   if there.get('kind') != described['kind']:
     differs, options = f"it is a {there.get('kind')}, not a {described['kind']}", ''
   elif differing:
-    differs = ', '.join(f'{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} now'
-                        for key in differing[:8])
+    differs = ', '.join(
+      f'{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} now'
+      for key in differing[:8])
     options = ' '.join(f'--{name}.{key} {_word(old[key])}' for key in differing if key in old)
-    options = f' or add {options}' if len(differing) <= 8 and all(k in old for k in differing) else ''
+    options = f' or add {options}' if len(differing) <= 8 and all(k in old
+                                                                  for k in differing) else ''
   else:
     changed = [run for role, (run, _) in described['parents'].items()
                if there.get('parents', {}).get(role) != described['parents'][role]]
@@ -247,7 +251,9 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def no_space(folder: Path, needed: int = 0) -> str:
-  """The message for a disk without space; `needed` is what the work at hand would take, in bytes."""
+  """The message for a disk without space; `needed` is what the work at hand would take, in
+  bytes.
+  """
   while not folder.exists():
     folder = folder.parent
   free = shutil.disk_usage(folder).free
@@ -257,7 +263,9 @@ def no_space(folder: Path, needed: int = 0) -> str:
 
 
 def is_no_space(error: BaseException | None) -> bool:
-  """Whether an exception, or one it came from, is a full disk; orbax and tensorstore only say so in words."""
+  """Whether an exception, or one it came from, is a full disk; orbax and tensorstore only say so in
+  words.
+  """
   while error is not None:
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
       return True
