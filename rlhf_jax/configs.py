@@ -124,7 +124,7 @@ class Collect:
   prompt_cut: str = 'refuse'  # 'refuse' or 'head', see Language
   response_length: int = 32  # longest response in tokens, eos included
   batch: int = 128  # responses sampled at a time
-  seed: int = 0
+  seed: int = 0  # sampling, k and labeler of each prompt
   mesh: Mesh = Mesh()
 
 
@@ -141,13 +141,13 @@ class Reward:
   batch: int = 64  # prompts a step (paper C.2: 64)
   microbatch: int = 0  # prompts a gradient-accumulation piece; 0: the whole batch
   epochs: float = 1.0  # paper C.2: 1; more overfits
-  prompt_length: int = 32
+  prompt_length: int = 32  # longest prompt in tokens
   prompt_cut: str = 'refuse'  # 'refuse' or 'head', see Language
-  response_length: int = 32
+  response_length: int = 32  # longest response in tokens, eos included
   optimizer: Optimizer = Optimizer(learning_rate=9e-6)  # paper C.2, 6B
   heldout: float = 0.05  # share of prompts kept for validation
   evaluate_every: int = 0  # steps between validations; 0: at the end only
-  seed: int = 0
+  seed: int = 0  # scalar head, batch order
   mesh: Mesh = Mesh()
 
 
@@ -183,9 +183,9 @@ class PPO:
   whiten: bool = True  # advantages over the update's valid tokens. paper: not stated
   no_eos_penalty: float = 1.0  # off the score of a response that never ended. paper: not stated
   ema: float = 0.992  # decay of the policy's average, per optimizer step (paper: 0.992)
-  prompt_length: int = 32
+  prompt_length: int = 32  # longest prompt in tokens
   prompt_cut: str = 'refuse'  # 'refuse' or 'head', see Language
-  response_length: int = 32
+  response_length: int = 32  # longest response in tokens, eos included
   text_length: int = 64  # tokens a packed row of pretraining text
   rollout_chunks: int = 1  # prompts are rolled out in this many pieces, so that the cache fits
   policy_optimizer: Optimizer = PPO_OPTIMIZER  # its steps are updates; the paper prints no peak
@@ -194,7 +194,7 @@ class PPO:
   evaluation_prompts: tuple[Source, ...] = ()  # the fixed prompts
   evaluation_size: int = 128  # how many of them
   judge: str = ''  # 'module-or-file:function' for win rate and flags in them
-  seed: int = 0
+  seed: int = 0  # batch order, rollouts, shuffling
   mesh: Mesh = Mesh()
 
 
@@ -217,12 +217,12 @@ class Evaluate:
   text: tuple[Source, ...] = ()  # held-out text for the pretraining loss
   judge: str = ''  # 'module-or-file:function'
   rankings: str | tuple[Source, ...] = ''  # held-out, by every labeler: a run or sources
-  prompt_length: int = 32
+  prompt_length: int = 32  # longest prompt in tokens
   prompt_cut: str = 'refuse'  # 'refuse' or 'head', see Language
-  response_length: int = 32
-  text_length: int = 64
+  response_length: int = 32  # longest response in tokens, eos included
+  text_length: int = 64  # tokens a packed row of held-out text
   batch: int = 256  # responses sampled at a time
-  seed: int = 0
+  seed: int = 0  # sampling
   mesh: Mesh = Mesh()
 
 
