@@ -1,0 +1,272 @@
+"""The forward pass against plain numpy; padding, cache, scan, remat, dropout, the scalar head."""
+
+import dataclasses
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import configs
+from rlhf_jax.model import transformer
+from rlhf_jax.objectives import likelihood
+
+hidden = jax.jit(transformer.hidden, static_argnums=0)
+scalars = jax.jit(transformer.scalars)
+
+
+# ------------------------------------------------------------------------------------ numpy oracle
+
+
+def numpy_norm(config, x, weights):
+  if config.norm == 'layer':
+    x = x - x.mean(-1, keepdims=True)
+  y = x / np.sqrt((x * x).mean(-1, keepdims=True) + config.norm_epsilon) * weights['scale']
+  return y + weights.get('bias', 0.0)
+
+
+def numpy_rotate(config, x, position):
+  """One head of one token: pair i of its halves turned by position·θ^(−2i/H)."""
+  half = len(x) // 2
+  out = x.copy()
+  for i in range(half):
+    angle = position * config.rope_theta**(-2 * i / len(x))
+    out[i] = x[i] * math.cos(angle) - x[i + half] * math.sin(angle)
+    out[i + half] = x[i + half] * math.cos(angle) + x[i] * math.sin(angle)
+  return out
+
+
+def numpy_attention(config, x, w):
+  """One row without padding, head by head and token by token."""
+  project = lambda name: np.einsum('td,dnh->tnh', x, w[name]['kernel']) + w[name].get('bias', 0.0)
+  query, key, value = project('query'), project('key'), project('value')
+  length, heads, size = query.shape
+  out = np.zeros((length, heads, size))
+  for n in range(heads):
+    group = n // (heads // key.shape[1])
+    for t in range(length):
+      turn = lambda v, p: numpy_rotate(config, v, p) if config.positions == 'rope' else v
+      scores = np.array([turn(query[t, n], t) @ turn(key[s, group], s) for s in range(t + 1)])
+      weights = np.exp(scores / math.sqrt(size))
+      out[t, n] = weights @ value[:t + 1, group] / weights.sum()
+  return np.einsum('tnh,nhd->td', out, w['out']['kernel']) + w['out'].get('bias', 0.0)
+
+
+def numpy_mlp(config, x, w):
+  project = lambda name: x @ w[name]['kernel'] + w[name].get('bias', 0.0)
+  if config.gated:
+    gate = project('gate')
+    inner = project('up') * gate / (1 + np.exp(-gate))
+  else:
+    up = project('up')
+    inner = 0.5 * up * (1 + np.tanh(math.sqrt(2 / math.pi) * (up + 0.044715 * up**3)))
+  return inner @ w['down']['kernel'] + w['down'].get('bias', 0.0)
+
+
+def numpy_hidden(config, params, tokens):
+  params = jax.tree.map(lambda p: np.asarray(p, np.float64), params)
+  x = params['embed']['tokens'][tokens]
+  if config.positions == 'learned':
+    x = x + params['embed']['positions'][:len(tokens)]
+  for layer in range(config.layers):
+    w = jax.tree.map(lambda p, i=layer: p[i], params['blocks'])
+    x = x + numpy_attention(config, numpy_norm(config, x, w['norm_attention']), w['attention'])
+    x = x + numpy_mlp(config, numpy_norm(config, x, w['norm_mlp']), w['mlp'])
+  return numpy_norm(config, x, params['norm'])
+
+
+def test_forward_pass_equals_plain_numpy(case, rows):
+  tokens, valid = rows
+  found = hidden(case.config, case.params, tokens, valid)
+  for b in range(len(tokens)):
+    wanted = numpy_hidden(case.config, case.params, tokens[b][valid[b]])
+    np.testing.assert_allclose(found[b][valid[b]], wanted, rtol=1e-3, atol=1e-4)
+
+
+# ----------------------------------------------------------------------------------------- padding
+
+
+def test_left_padding_changes_no_logit(case, rows):
+  tokens, valid = rows
+  shift = lambda x, fill: np.concatenate([np.full((len(x), 4), fill, x.dtype), x], axis=1)
+  plain = hidden(case.config, case.params, tokens, valid)
+  padded = hidden(case.config, case.params, shift(tokens, 9), shift(valid, False))[:, 4:]
+  table = transformer.unembedding(case.params)
+  before, after = (likelihood.logits_of(h, table, case.config.vocabulary) for h in (plain, padded))
+  assert np.std(before[valid][:, :case.config.vocabulary]) > 1
+  np.testing.assert_allclose(after[valid], before[valid], rtol=1e-4, atol=1e-5)
+
+
+def test_what_stands_in_the_padding_does_not_matter(case, rows):
+  tokens, valid = rows
+  other = np.where(valid, tokens, 36)
+  np.testing.assert_array_equal(
+    hidden(case.config, case.params, other, valid)[valid],
+    hidden(case.config, case.params, tokens, valid)[valid])
+
+
+def test_no_token_sees_a_later_one(case, rows):
+  tokens, valid = rows
+  changed = tokens.copy()
+  changed[:, 6] = (changed[:, 6] + 1) % 37
+  before = np.asarray(hidden(case.config, case.params, tokens, valid))
+  after = np.asarray(hidden(case.config, case.params, changed, valid))
+  np.testing.assert_array_equal(before[:, :6][valid[:, :6]], after[:, :6][valid[:, :6]])
+  assert np.abs(before[:, 6:] - after[:, 6:])[valid[:, 6:]].max() > 1e-2
+
+
+# ------------------------------------------------------------------------------------ cache, scan
+
+
+@functools.partial(jax.jit, static_argnums=(0, 4))
+def decode(config, params, tokens, valid, prefix):
+  """Final states of every token after `prefix`, one at a time out of a cache."""
+  length = tokens.shape[1]
+  positions = jnp.cumsum(valid, axis=1) - 1
+  causal = jnp.tril(jnp.ones((prefix, prefix), bool))
+  _, cache = transformer.run_blocks(config, params, tokens[:, :prefix],
+                                    jnp.maximum(positions[:, :prefix], 0),
+                                    causal & valid[:, None, :prefix], keep_cache=True)
+  room = lambda c: jnp.pad(c, [(0, length - prefix) if i == c.ndim - 3 else (0, 0)
+                               for i in range(c.ndim)])
+  cache = jax.tree.map(room, cache)
+  found = []
+  for t in range(prefix, length):
+    look = (valid & (jnp.arange(length) <= t))[:, None, :]
+    x, cache = transformer.run_blocks(config, params, tokens[:, t:t + 1], positions[:, t:t + 1],
+                                      look, cache, t)
+    found.append(x[:, 0])
+  return jnp.stack(found, axis=1)
+
+
+@pytest.mark.parametrize(('name', 'scan'), [('gpt', False), ('llama', False), ('llama', True)])
+def test_cached_decode_equals_the_full_forward(cases, rows, name, scan):
+  case = cases[name]
+  config = dataclasses.replace(case.config, scan=scan)
+  tokens, valid = rows
+  whole = hidden(config, case.params, tokens, valid)[:, 6:]
+  found = decode(config, case.params, tokens, valid, 6)
+  np.testing.assert_allclose(found[valid[:, 6:]], whole[valid[:, 6:]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(('name', 'options'), [
+  ('gpt', {'scan': True}),
+  ('gpt', {'remat': True}),
+  ('llama', {'scan': True, 'remat': True}),
+])
+def test_scan_and_remat_change_neither_value_nor_gradient(cases, rows, name, options):
+  case = cases[name]
+
+  def run(config):
+    weights = np.where(rows[1], np.linspace(-1, 1, rows[1].size).reshape(rows[1].shape), 0)
+    loss = lambda params: jnp.sum(weights[..., None] * transformer.hidden(config, params, *rows)**2)
+    return jax.jit(jax.value_and_grad(loss))(case.params)
+
+  plain, other = run(case.config), run(dataclasses.replace(case.config, **options))
+  # With learned positions a key bias has no gradient at all: what is left of it is rounding.
+  whole = max(np.linalg.norm(b) for b in jax.tree.leaves(plain))
+  for a, b in zip(jax.tree.leaves(other), jax.tree.leaves(plain), strict=True):
+    assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b) + 1e-8 * whole
+
+
+# ----------------------------------------------------------------------------- dropout, precision
+
+
+def test_dropout_needs_a_key(cases, rows):
+  case = cases['gpt']
+  dropped = dataclasses.replace(case.config, dropout=0.5)
+  plain = hidden(case.config, case.params, *rows)
+  np.testing.assert_array_equal(hidden(dropped, case.params, *rows), plain)
+  first, second = (hidden(dropped, case.params, *rows, jax.random.key(i)) for i in (0, 1))
+  assert np.abs(first - plain).max() > 0.1
+  assert np.abs(first - second).max() > 0.1
+  np.testing.assert_array_equal(hidden(case.config, case.params, *rows, jax.random.key(0)), plain)
+
+
+def test_every_layer_drops_its_own(cases, rows):
+  """Two layers that both passed a row's whole residual on, or both dropped it, would tell."""
+  case = cases['gpt']
+  config = dataclasses.replace(case.config, dropout=0.5)
+  again = hidden(config, case.params, *rows, jax.random.key(0))
+  scanned = hidden(dataclasses.replace(config, scan=True), case.params, *rows, jax.random.key(0))
+  np.testing.assert_allclose(scanned[rows[1]], again[rows[1]], rtol=1e-4, atol=1e-5)
+  keys = []
+  with pytest.MonkeyPatch.context() as patch:
+    apply = transformer.Block.apply
+
+    def watched(*args, rngs=None):
+      keys.append(rngs['dropout'])
+      return apply(*args, rngs=rngs)
+
+    patch.setattr(transformer.Block, 'apply', watched)
+    transformer.hidden(config, case.params, *rows, jax.random.key(0))
+  assert len({tuple(jax.random.key_data(k).tolist()) for k in keys}) == config.layers
+
+
+def test_bfloat16_computes_near_float32_from_the_same_master_weights(case, rows):
+  low = hidden(dataclasses.replace(case.config, compute='bfloat16'), case.params, *rows)
+  assert low.dtype == jnp.bfloat16
+  high = hidden(case.config, case.params, *rows)
+  valid = rows[1]
+  gap = np.linalg.norm((low.astype(jnp.float32) - high)[valid]) / np.linalg.norm(high[valid])
+  assert 1e-5 < gap < 0.1
+
+
+# -------------------------------------------------------------------------------------- parameters
+
+
+def test_scalar_head_reads_every_position(case, rows):
+  states = np.asarray(hidden(case.config, case.scalar, *rows), np.float64)
+  wanted = states @ np.asarray(case.scalar['head']['kernel']) + float(case.scalar['head']['bias'])
+  np.testing.assert_allclose(scalars(case.scalar, states.astype(np.float32)), wanted, rtol=1e-4,
+                             atol=1e-5)
+
+
+def test_reward_head_starts_at_one_over_root_width_plus_one(case):
+  wide = dataclasses.replace(case.config, width=4000)
+  head = transformer.with_scalar_head(wide, {'embed': 1, 'unembed': 2}, jax.random.key(0))
+  assert set(head) == {'embed', 'head'}  # the unembedding gives way
+  assert float(head['head']['bias']) == 0
+  np.testing.assert_allclose(np.std(head['head']['kernel']), 1 / math.sqrt(4001), rtol=0.05)
+  zero = transformer.with_scalar_head(wide, {}, jax.random.key(0), zero=True)
+  np.testing.assert_array_equal(zero['head']['kernel'], 0)
+  fresh = jax.eval_shape(functools.partial(transformer.init, wide, scalar=True), jax.random.key(0))
+  assert 'unembed' not in fresh
+  assert fresh['head']['kernel'].shape == (4000,)
+
+
+def test_start_has_the_stated_spread():
+  config = configs.Model(layers=3, width=64, heads=4, mlp=96, vocabulary=100, init_std=0.02)
+  params = jax.jit(transformer.init, static_argnums=0)(config, jax.random.key(0))
+  assert params['embed']['tokens'].shape == (128, 64)  # 100 ids in a table of whole 64s
+  std = lambda *path: float(np.std(functools.reduce(lambda p, k: p[k], path, params)))
+  np.testing.assert_allclose(std('embed', 'tokens'), 0.02, rtol=0.05)
+  np.testing.assert_allclose(std('blocks', 'mlp', 'up', 'kernel'), 0.02, rtol=0.05)
+  for path in (('blocks', 'mlp', 'down', 'kernel'), ('blocks', 'attention', 'out', 'kernel')):
+    np.testing.assert_allclose(std(*path), 0.02 / math.sqrt(6), rtol=0.05)  # 2 adds a layer
+  first, second = params['blocks']['mlp']['up']['kernel'][:2]
+  assert np.abs(first - second).max() > 0.01  # layers do not share their start
+
+
+def test_axes_name_every_dimension(case):
+  for scalar, params in ((False, case.params), (True, case.scalar)):
+    names = transformer.axes(case.config, scalar)
+    same = jax.tree.map(lambda p, n: len(n) == p.ndim, params, names)
+    assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize(('change', 'word'), [
+  ({'head_size': 0, 'heads': 7}, 'heads'),
+  ({'kv_heads': 3}, 'kv_heads'),
+  ({'head_size': 5}, 'even'),
+  ({'norm': 'batch'}, 'norm'),
+  ({'positions': 'alibi'}, 'positions'),
+  ({'activation': 'relu'}, 'activation'),
+  ({'compute': 'float16'}, 'compute'),
+  ({'vocabulary': 0}, 'vocabulary'),
+])
+def test_impossible_shapes_are_refused(cases, change, word):
+  with pytest.raises(configs.BadInput, match=word):
+    transformer.check(dataclasses.replace(cases['llama'].config, **change))
