@@ -1,1 +1,2 @@
-"""What a model is worth: win rates, flags, reward-model accuracy and calibration, KL, held-out loss."""
+"""What a model is worth: win rates, flags, reward-model accuracy and calibration, KL, held-out
+loss."""

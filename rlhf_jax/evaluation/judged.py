@@ -1,7 +1,9 @@
-"""Responses beside reference responses under a judge: one row a prompt, and the numbers of all rows.
+"""Responses beside reference responses under a judge: one row a prompt, and the numbers of all
+rows.
 
-In: prompts, responses, references, a judge. Out: (metrics, rows). Used on held-out prompts after training and on the
-fixed prompts inside a PPO run, so that both say the same thing. Left out: sampling, rewards, KL.
+In: prompts, responses, references, a judge. Out: (metrics, rows). Used on held-out prompts after
+training and on the fixed prompts inside a PPO run, so that both say the same thing. Left out:
+sampling, rewards, KL.
 """
 
 import hashlib
@@ -14,32 +16,46 @@ from rlhf_jax.data import records
 from rlhf_jax.evaluation import text_statistics, winrate
 from rlhf_jax.feedback.agreement import ratio_interval
 
-# Flags of a judge and the names of their rates. A rate is over the responses whose flags have the key: a judge leaves
-# 'hallucination' out where the prompt brings no passage. Other flags get the name FLAG_rate.
+# Flags of a judge and the names of their rates. A rate is over the responses whose flags have the
+# key: a judge leaves 'hallucination' out where the prompt brings no passage. Other flags get the
+# name FLAG_rate.
 RATES = {'hallucination': 'hallucination_rate', 'truthful': 'truthful_rate', 'rude': 'rude_rate',
          'constraint_satisfied': 'constraint_rate'}
 
 
-def judge_rows(judge: records.Judge | None, prompts: Sequence[records.Prompt], responses: Sequence[Any],
-               references: Sequence[Any] | None = None) -> tuple[dict[str, float], list[dict[str, Any]]]:
+def judge_rows(
+  judge: records.Judge | None,
+  prompts: Sequence[records.Prompt],
+  responses: Sequence[Any],
+  references: Sequence[Any] | None = None,
+) -> tuple[dict[str, float], list[dict[str, Any]]]:
   """Judges every response beside its reference.
 
   Args:
-    responses, references: texts (marked UNFINISHED where cut), or model.responses.Response; then `length` is known.
-  Returns: (metrics, rows). Metrics are plain floats, those that do not apply left out: win_rate, gold, FLAG_rate,
-    distinct_2, response_length (tokens), eos_rate. A row is {id, prompt, category, response, ended, length?,
-    reference?, judgement: {score, flags, win?, reference_score?} or None}.
+    responses, references: texts (marked UNFINISHED where cut), or model.responses.Response; then
+      `length` is known.
+  Returns: (metrics, rows). Metrics are plain floats, those that do not apply left out: win_rate,
+    gold, FLAG_rate, distinct_2, response_length (tokens), eos_rate. A row is {id, prompt, category,
+    response, ended, length?, reference?, judgement: {score, flags, win?, reference_score?} or
+    None}.
   """
   rows = []
   for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
     reference = None if references is None else references[index]
-    row = {'id': prompt_id(index, prompt), 'prompt': prompt.prompt, 'category': prompt.category,
-           'response': text_of(response), 'ended': not text_of(response).endswith(records.UNFINISHED)}
+    row = {
+      'id': prompt_id(index, prompt),
+      'prompt': prompt.prompt,
+      'category': prompt.category,
+      'response': text_of(response),
+      'ended': not text_of(response).endswith(records.UNFINISHED),
+    }
     if not isinstance(response, str):
       row['length'] = int(response.length)
     if reference is not None:
       row['reference'] = text_of(reference)
-    row['judgement'] = None if judge is None else _judgement(judge, prompt, row['response'], row.get('reference'))
+    row['judgement'] = (
+      None if judge is None else _judgement(judge, prompt, row['response'], row.get('reference'))
+    )
     rows.append(row)
   return metrics_of(rows), rows
 
@@ -50,7 +66,8 @@ def text_of(response: Any) -> str:
 
 
 def prompt_id(index: int, prompt: records.Prompt) -> str:
-  """Stable name of prompt `index`: position and a hash of its text, so that rows of two models can be joined."""
+  """Stable name of prompt `index`: position and a hash of its text, so that rows of two models can
+  be joined."""
   return f'{index:05d}-{hashlib.blake2b(prompt.prompt.encode(), digest_size=4).hexdigest()}'
 
 
@@ -60,7 +77,8 @@ def rate_name(flag: str) -> str:
 
 
 def rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, list[float], int]]:
-  """For each flag of the rows' judgements: rate name -> (rate, [low, high], responses to which it applies)."""
+  """For each flag of the rows' judgements: rate name -> (rate, [low, high], responses to which it
+  applies)."""
   told: dict[str, list[float]] = {}
   for row in rows:
     for flag, value in (row['judgement'] or {}).get('flags', {}).items():
@@ -71,22 +89,38 @@ def rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, list[floa
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   """The numbers of `judge_rows`, from its rows."""
   judged = [row['judgement'] for row in rows if row['judgement']]
-  values = {'win_rate': [one['win'] for one in judged if 'win' in one], 'gold': [one['score'] for one in judged],
-            'response_length': [row['length'] for row in rows if 'length' in row],
-            'eos_rate': [float(row['ended']) for row in rows]}
+  values = {
+    'win_rate': [one['win'] for one in judged if 'win' in one],
+    'gold': [one['score'] for one in judged],
+    'response_length': [row['length'] for row in rows if 'length' in row],
+    'eos_rate': [float(row['ended']) for row in rows],
+  }
   metrics = {name: sum(found) / len(found) for name, found in values.items() if found}
   metrics |= {name: rate for name, (rate, _, _) in rates(rows).items()}
-  variety = text_statistics.distinct([row['response'].removesuffix(records.UNFINISHED) for row in rows], 2)
+  variety = text_statistics.distinct(
+    [row['response'].removesuffix(records.UNFINISHED) for row in rows], 2
+  )
   return metrics if variety is None else {**metrics, 'distinct_2': variety}
 
 
-def _judgement(judge: records.Judge, prompt: records.Prompt, response: str, reference: str | None) -> dict[str, Any]:
+def _judgement(
+  judge: records.Judge, prompt: records.Prompt, response: str, reference: str | None
+) -> dict[str, Any]:
   texts = [response] if reference is None else [response, reference]
   told = judge(prompt, texts, '')
   if not len(told.scores) == len(told.ranks) == len(told.flags) == len(texts):
-    raise BadInput(f'the judge was given {len(texts)} responses and returned {len(told.scores)} scores, '
-                   f'{len(told.ranks)} ranks and {len(told.flags)} flags for the prompt {json.dumps(prompt.prompt)}')
-  row = {'score': float(told.scores[0]), 'flags': {name: bool(value) for name, value in told.flags[0].items()}}
+    raise BadInput(
+      f'the judge was given {len(texts)} responses and returned {len(told.scores)} scores, '
+      f'{len(told.ranks)} ranks and {len(told.flags)} flags '
+      f'for the prompt {json.dumps(prompt.prompt)}'
+    )
+  row = {
+    'score': float(told.scores[0]),
+    'flags': {name: bool(value) for name, value in told.flags[0].items()},
+  }
   if reference is not None:
-    row |= {'win': winrate.win(told.ranks[0], told.ranks[1]), 'reference_score': float(told.scores[1])}
+    row |= {
+      'win': winrate.win(told.ranks[0], told.ranks[1]),
+      'reference_score': float(told.scores[1]),
+    }
   return row

@@ -1,8 +1,8 @@
 """From evaluated rows and scored rankings to the numbers of results.json.
 
-In: rows of evaluations/MODEL.jsonl; rankings with one score a completion. Out: JSON-able dicts with the keys of
-results.json, intervals of others than win rates under NAME_ci (95 %, percentile bootstrap over prompts). Left
-out: models and files.
+In: rows of evaluations/MODEL.jsonl; rankings with one score a completion. Out: JSON-able dicts with
+the keys of results.json, intervals of others than win rates under NAME_ci (95 %, percentile
+bootstrap over prompts). Left out: models and files.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -18,29 +18,41 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def model_entry(rows: Rows, against: str) -> dict[str, Any]:
-  """One entry of results.json's "models" without pretraining_loss; null where no prompt applies or nobody judged.
+  """One entry of results.json's "models" without pretraining_loss; null where no prompt applies or
+  nobody judged.
 
   Without a judge a win is a higher proxy score than the reference's, and 'judge' says so.
   """
   gold = [row['judgement']['score'] for row in rows if row['judgement']]
   entry: dict[str, Any] = {
-    f'win_rate_vs_{against}': winrate.win_rate(wins(rows)), 'judge': 'judge' if gold else 'reward model'}
-  for name, values in (('gold', gold), ('proxy', _present(rows, 'proxy')), ('kl', _present(rows, 'kl')),
-                       ('response_length', _present(rows, 'length')),
-                       ('eos_rate', [float(row['ended']) for row in rows])):
+    f'win_rate_vs_{against}': winrate.win_rate(wins(rows)),
+    'judge': 'judge' if gold else 'reward model',
+  }
+  for name, values in (
+    ('gold', gold),
+    ('proxy', _present(rows, 'proxy')),
+    ('kl', _present(rows, 'kl')),
+    ('response_length', _present(rows, 'length')),
+    ('eos_rate', [float(row['ended']) for row in rows]),
+  ):
     entry[name], entry[f'{name}_ci'] = agreement.ratio_interval(values)
   rates = judged.rates(rows)
   for name in (*judged.RATES.values(), *rates):
     entry[name], entry[f'{name}_ci'], entry[f'{name}_n'] = rates.get(name, (None, None, 0))
-  entry |= text_statistics.statistics([row['response'].removesuffix(records.UNFINISHED) for row in rows])
+  entry |= text_statistics.statistics(
+    [row['response'].removesuffix(records.UNFINISHED) for row in rows]
+  )
   categories = sorted({row['category'] for row in rows if row['category']})
-  entry['by_category'] = {category: _category([row for row in rows if row['category'] == category], against)
-                          for category in categories}
+  entry['by_category'] = {
+    category: _category([row for row in rows if row['category'] == category], against)
+    for category in categories
+  }
   return entry
 
 
 def wins(rows: Rows) -> list[float]:
-  """Each row's win over its reference: by the judge, or where there is none by the proxy scores, if any."""
+  """Each row's win over its reference: by the judge, or where there is none by the proxy scores, if
+  any."""
   found = []
   for row in rows:
     if row['judgement']:
@@ -50,8 +62,11 @@ def wins(rows: Rows) -> list[float]:
   return found
 
 
-def labelers_entry(rankings: Sequence[records.Ranking], training: Collection[str]) -> dict[str, Any]:
-  """results.json's "labelers": agreement within the training labelers, within the others, and between the two."""
+def labelers_entry(
+  rankings: Sequence[records.Ranking], training: Collection[str]
+) -> dict[str, Any]:
+  """results.json's "labelers": agreement within the training labelers, within the others, and
+  between the two."""
   kinds = {'training': lambda a, b: a in training and b in training,
            'heldout': lambda a, b: a not in training and b not in training,
            'between': lambda a, b: (a in training) != (b in training)}
@@ -63,8 +78,12 @@ def labelers_entry(rankings: Sequence[records.Ranking], training: Collection[str
   return entry
 
 
-def reward_entry(rankings: Sequence[records.Ranking], scores: Sequence[Sequence[float]], training: Collection[str],
-                 judge: records.Judge | None) -> dict[str, Any]:
+def reward_entry(
+  rankings: Sequence[records.Ranking],
+  scores: Sequence[Sequence[float]],
+  training: Collection[str],
+  judge: records.Judge | None,
+) -> dict[str, Any]:
   """results.json's "reward_model" without mean_sft and std_sft.
 
   Args:
@@ -74,23 +93,39 @@ def reward_entry(rankings: Sequence[records.Ranking], scores: Sequence[Sequence[
   """
   own = _accuracy(rankings, scores, lambda labeler: labeler in training)
   others = _accuracy(rankings, scores, lambda labeler: labeler not in training)
-  entry = {'accuracy': own['accuracy'], 'accuracy_ci': own['accuracy_ci'], 'pairs': own['pairs'],
-           'prompts': own['prompts'], 'accuracy_heldout_labelers': others['accuracy'],
-           'accuracy_heldout_labelers_ci': others['accuracy_ci'], 'pairs_heldout_labelers': others['pairs']}
-  gold = {'accuracy': None, 'accuracy_ci': None} if judge is None else _against_gold(rankings, scores, judge)
+  entry = {
+    'accuracy': own['accuracy'],
+    'accuracy_ci': own['accuracy_ci'],
+    'pairs': own['pairs'],
+    'prompts': own['prompts'],
+    'accuracy_heldout_labelers': others['accuracy'],
+    'accuracy_heldout_labelers_ci': others['accuracy_ci'],
+    'pairs_heldout_labelers': others['pairs'],
+  }
+  gold = (
+    {'accuracy': None, 'accuracy_ci': None}
+    if judge is None
+    else _against_gold(rankings, scores, judge)
+  )
   entry |= {'accuracy_gold': gold['accuracy'], 'accuracy_gold_ci': gold['accuracy_ci']}
   entry['by_labeler'] = {
-    name: _accuracy(rankings, scores, lambda labeler, name=name: labeler == name) | {'training': name in training}
-    for name in sorted({ranking.labeler for ranking in rankings})}
+    name: _accuracy(rankings, scores, lambda labeler, name=name: labeler == name)
+    | {'training': name in training}
+    for name in sorted({ranking.labeler for ranking in rankings})
+  }
   kept = [reward_accuracy.pair_differences(score, ranking.ranks)
           for ranking, score in zip(rankings, scores, strict=True) if ranking.labeler in training]
   return entry | reward_accuracy.calibration(kept)
 
 
 def score_statistics(rows: Rows) -> dict[str, float | None]:
-  """Mean and standard deviation of the reward model's scores: without them kl_coef means nothing."""
+  """Mean and standard deviation of the reward model's scores: without them kl_coef means
+  nothing."""
   values = _present(rows, 'proxy')
-  return {'mean_sft': float(np.mean(values)) if values else None, 'std_sft': float(np.std(values)) if values else None}
+  return {
+    'mean_sft': float(np.mean(values)) if values else None,
+    'std_sft': float(np.std(values)) if values else None,
+  }
 
 
 def _present(rows: Rows, name: str) -> list[float]:
@@ -98,13 +133,23 @@ def _present(rows: Rows, name: str) -> list[float]:
 
 
 def _category(rows: Rows, against: str) -> dict[str, Any]:
-  gold, interval = agreement.ratio_interval([row['judgement']['score'] for row in rows if row['judgement']])
-  return {'n': len(rows), f'win_rate_vs_{against}': winrate.win_rate(wins(rows)), 'gold': gold, 'gold_ci': interval,
-          **{name: rate for name, (rate, _, _) in judged.rates(rows).items()}}
+  gold, interval = agreement.ratio_interval(
+    [row['judgement']['score'] for row in rows if row['judgement']]
+  )
+  return {
+    'n': len(rows),
+    f'win_rate_vs_{against}': winrate.win_rate(wins(rows)),
+    'gold': gold,
+    'gold_ci': interval,
+    **{name: rate for name, (rate, _, _) in judged.rates(rows).items()},
+  }
 
 
-def _accuracy(rankings: Sequence[records.Ranking], scores: Sequence[Sequence[float]], counted: Any) -> dict[str, Any]:
-  """Accuracy over the rankings whose labeler counts; rankings of the same completions are one unit of the bootstrap."""
+def _accuracy(
+  rankings: Sequence[records.Ranking], scores: Sequence[Sequence[float]], counted: Any
+) -> dict[str, Any]:
+  """Accuracy over the rankings whose labeler counts; rankings of the same completions are one unit
+  of the bootstrap."""
   units: dict[Any, list[np.ndarray]] = {}
   for ranking, score in zip(rankings, scores, strict=True):
     if counted(ranking.labeler):
@@ -113,13 +158,16 @@ def _accuracy(rankings: Sequence[records.Ranking], scores: Sequence[Sequence[flo
   return reward_accuracy.accuracy([np.concatenate(unit) for unit in units.values()])
 
 
-def _against_gold(rankings: Sequence[records.Ranking], scores: Sequence[Sequence[float]], judge: records.Judge
-                  ) -> dict[str, Any]:
+def _against_gold(
+  rankings: Sequence[records.Ranking], scores: Sequence[Sequence[float]], judge: records.Judge
+) -> dict[str, Any]:
   """Accuracy on the pairs that the judge does not tie, each set of completions once."""
   once = {(ranking.prompt, ranking.completions): (ranking, score)
           for ranking, score in zip(rankings, scores, strict=True)}
   differences = []
   for ranking, score in once.values():
     prompt = records.Prompt(ranking.prompt, ranking.category, ranking.customer, ranking.meta)
-    differences.append(reward_accuracy.pair_differences(score, judge(prompt, ranking.completions, '').ranks))
+    differences.append(
+      reward_accuracy.pair_differences(score, judge(prompt, ranking.completions, '').ranks)
+    )
   return reward_accuracy.accuracy(differences)

@@ -1,6 +1,7 @@
 """Win rates with their intervals.
 
-In: one verdict a prompt. Out: the mean and a 95 % interval. Left out: Elo and other ratings over many models.
+In: one verdict a prompt. Out: the mean and a 95 % interval. Left out: Elo and other ratings over
+many models.
 """
 
 from collections.abc import Sequence
@@ -15,9 +16,11 @@ def win(rank: float, other: float) -> float:
 
 
 def win_rate(wins: Sequence[float]) -> dict[str, Any]:
-  """{'mean', 'low', 'high', 'n'} of wins (1, ½ or 0 a prompt); the interval is a percentile bootstrap over prompts.
+  """{'mean', 'low', 'high', 'n'} of wins (1, ½ or 0 a prompt); the interval is a percentile
+  bootstrap over prompts.
 
-  The normal interval would do as well at n ≥ 500; near 0 and 1 and for a category of ten prompts it would leave [0, 1].
+  The normal interval would do as well at n ≥ 500; near 0 and 1 and for a category of ten prompts it
+  would leave [0, 1].
   """
   mean, interval = ratio_interval(wins)
   low, high = interval or (None, None)

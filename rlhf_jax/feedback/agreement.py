@@ -1,7 +1,8 @@
 """How often two labelers order the same pair of completions alike.
 
-In: rankings of which several rank the same completions. Out: shares with intervals by bootstrap over prompts.
-Left out: chance-corrected coefficients (the paper reports the plain share, §3.4: 72.6 ± 1.5 and 77.3 ± 1.3 %).
+In: rankings of which several rank the same completions. Out: shares with intervals by bootstrap
+over prompts. Left out: chance-corrected coefficients (the paper reports the plain share, §3.4: 72.6
+± 1.5 and 77.3 ± 1.3 %).
 """
 
 import functools
@@ -13,12 +14,14 @@ import numpy as np
 
 from rlhf_jax.data.records import Ranking
 
-RESAMPLES = 2000  # of the bootstrap: the ends of a 95 % interval then move by less than a tenth of its width
+# Of the bootstrap: the ends of a 95 % interval then move by less than a tenth of its width.
+RESAMPLES = 2000
 
 
 @functools.lru_cache(maxsize=16)
 def _resampled_counts(size: int) -> np.ndarray:
-  """How often each of `size` prompts is drawn in each resample: float32[RESAMPLES, size], the same in every process."""
+  """How often each of `size` prompts is drawn in each resample: float32[RESAMPLES, size], the same
+  in every process."""
   generator = np.random.Generator(np.random.PCG64(0))
   return generator.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(np.float32)
 
@@ -28,7 +31,8 @@ def ratio_interval(
 ) -> tuple[float | None, list[float] | None]:
   """Σ numerators / Σ denominators and its 95 % interval by percentile bootstrap over prompts.
 
-  Pairs of one prompt share completions and are not independent, so whole prompts are redrawn, never pairs.
+  Pairs of one prompt share completions and are not independent, so whole prompts are redrawn, never
+  pairs.
 
   Args:
     numerators: one number a prompt, say the pairs ordered alike.
@@ -38,7 +42,9 @@ def ratio_interval(
   above = np.asarray(numerators, np.float64)
   below = np.ones_like(above) if denominators is None else np.asarray(denominators, np.float64)
   if above.shape != below.shape or above.ndim != 1:
-    raise ValueError(f'one numerator and one denominator a prompt, not {above.shape} and {below.shape}')
+    raise ValueError(
+      f'one numerator and one denominator a prompt, not {above.shape} and {below.shape}'
+    )
   above, below = above[below > 0], below[below > 0]
   if not above.size:
     return None, None
@@ -58,7 +64,10 @@ def by_prompt(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
 
 def ordered_alike(first: Sequence[int], second: Sequence[int]) -> tuple[int, int]:
   """Of the pairs that neither ranking ties: (how many both order alike, how many there are)."""
-  a, b = (np.sign(np.subtract.outer(ranks, ranks))[np.triu_indices(len(ranks), 1)] for ranks in (first, second))
+  a, b = (
+    np.sign(np.subtract.outer(ranks, ranks))[np.triu_indices(len(ranks), 1)]
+    for ranks in (first, second)
+  )
   told = (a != 0) & (b != 0)
   return int(np.sum(told & (a == b))), int(np.sum(told))
 
@@ -66,10 +75,12 @@ def ordered_alike(first: Sequence[int], second: Sequence[int]) -> tuple[int, int
 def agreement(
     rankings: Sequence[Ranking], counted: Callable[[str, str], bool] = lambda first, second: True,
 ) -> dict[str, Any]:
-  """Agreement over every two labelers of the same completions for whom `counted(labeler, labeler)` holds.
+  """Agreement over every two labelers of the same completions for whom `counted(labeler, labeler)`
+  holds.
 
-  Returns: {'agreement': share or None, 'agreement_ci': [low, high] or None, 'pairs', 'prompts'}; a pair of completions
-    judged by three labelers counts three times in 'pairs', and only once, with its prompt, in the bootstrap.
+  Returns: {'agreement': share or None, 'agreement_ci': [low, high] or None, 'pairs', 'prompts'}; a
+    pair of completions judged by three labelers counts three times in 'pairs', and only once, with
+    its prompt, in the bootstrap.
   """
   alike, told = [], []
   for group in by_prompt(rankings):

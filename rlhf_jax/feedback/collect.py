@@ -1,9 +1,10 @@
 """K samples of a policy for each prompt, ranked by a judge, written as rankings.
 
-In: a `Collect` config, the policy, prompts. Out: folder/rankings.jsonl (what any user's rankings look like),
-folder/judge.json (what the judge was calibrated to), a summary. Prompts are taken in blocks that depend on the config
-alone; block b is sampled with fold_in(key(seed), b). So a killed run goes on at the block it was in and ends with the
-same bytes. Left out: people (a web page would be one more judge), several policies in one ranking.
+In: a `Collect` config, the policy, prompts. Out: folder/rankings.jsonl (what any user's rankings
+look like), folder/judge.json (what the judge was calibrated to), a summary. Prompts are taken in
+blocks that depend on the config alone; block b is sampled with fold_in(key(seed), b). So a killed
+run goes on at the block it was in and ends with the same bytes. Left out: people (a web page would
+be one more judge), several policies in one ranking.
 """
 
 import dataclasses
@@ -85,7 +86,8 @@ def draw_labelers(config: configs.Collect, index: int) -> list[str]:
 
 
 def plan(k: Sequence[int], batch: int) -> list[Block]:
-  """Cuts prompts into consecutive blocks of at most `batch` samples (a single prompt may need more)."""
+  """Cuts prompts into consecutive blocks of at most `batch` samples (a single prompt may need
+  more)."""
   blocks, start, samples = [], 0, 0
   for index, wanted in enumerate(k):
     if samples + wanted > batch and index > start:
@@ -268,7 +270,8 @@ class _Journal:
 
 
 def _progress(blocks: Sequence[Block], done: int, name: str) -> Iterable[Block]:
-  """The blocks that are left: one live line in a terminal, a plain one every ten seconds in a pipe."""
+  """The blocks that are left: one live line in a terminal, a plain one every ten seconds in a
+  pipe."""
   if sys.stderr.isatty():
     yield from rich.progress.track(
       blocks[done:], f'{name}: rankings', total=len(blocks), completed=done,

@@ -1,6 +1,8 @@
-"""What a workdir holds, read leniently: a report of a half-finished or damaged run is still a report.
+"""What a workdir holds, read leniently: a report of a half-finished or damaged run is still a
+report.
 
-In: a workdir. Out: `Contents`, plain Python. Left out: checkpoints, and every judgement about the numbers.
+In: a workdir. Out: `Contents`, plain Python. Left out: checkpoints, and every judgement about the
+numbers.
 """
 
 import dataclasses
@@ -49,7 +51,8 @@ class Contents:
 
 
 def read(workdir: pathlib.Path) -> Contents:
-  """Reads a workdir; files that are missing or not JSON count as absent, torn last lines are left out."""
+  """Reads a workdir; files that are missing or not JSON count as absent, torn last lines are left
+  out."""
   runs = {}
   for path in sorted(workdir.glob('*/config.json')):
     described = read_json(path)

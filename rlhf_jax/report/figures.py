@@ -1,7 +1,7 @@
 """Figures as inline SVG: text in the page's own colour and font, readable on light and dark.
 
-In: plain numbers. Out: strings that start with <svg, without any address of another host. Left out: captions (page.html
-says of every figure what n and band are).
+In: plain numbers. Out: strings that start with <svg, without any address of another host. Left out:
+captions (page.html says of every figure what n and band are).
 """
 
 import functools
@@ -21,13 +21,33 @@ INK = '#010203'  # stands for the page's text colour, put in place in `_svg`
 COLOURS = ('#3f7fbf', '#d9822b', '#2f9e6e', '#c8485a', '#8a6bbf', '#8c7a4f', '#3aa6b0', '#b0679a')
 BINS = 80  # points a curve: a run of 100,000 steps must not make a page of 100 MB
 _STYLE = {
-  'svg.fonttype': 'none', 'svg.hashsalt': 'report', 'font.family': 'sans-serif', 'font.size': 9, 'text.color': INK,
-  'axes.edgecolor': INK, 'axes.labelcolor': INK, 'axes.titlecolor': INK, 'axes.titlesize': 9,
-  'xtick.color': INK, 'ytick.color': INK, 'axes.linewidth': 0.6, 'xtick.major.width': 0.6,
-  'ytick.major.width': 0.6, 'axes.spines.top': False, 'axes.spines.right': False,
-  'axes.facecolor': 'none', 'figure.facecolor': 'none', 'savefig.facecolor': 'none',
-  'legend.frameon': False, 'legend.labelcolor': INK, 'axes.grid': True, 'grid.color': INK,
-  'grid.alpha': 0.12, 'grid.linewidth': 0.6, 'axes.axisbelow': True}
+  'svg.fonttype': 'none',
+  'svg.hashsalt': 'report',
+  'font.family': 'sans-serif',
+  'font.size': 9,
+  'text.color': INK,
+  'axes.edgecolor': INK,
+  'axes.labelcolor': INK,
+  'axes.titlecolor': INK,
+  'axes.titlesize': 9,
+  'xtick.color': INK,
+  'ytick.color': INK,
+  'axes.linewidth': 0.6,
+  'xtick.major.width': 0.6,
+  'ytick.major.width': 0.6,
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.facecolor': 'none',
+  'figure.facecolor': 'none',
+  'savefig.facecolor': 'none',
+  'legend.frameon': False,
+  'legend.labelcolor': INK,
+  'axes.grid': True,
+  'grid.color': INK,
+  'grid.alpha': 0.12,
+  'grid.linewidth': 0.6,
+  'axes.axisbelow': True,
+}
 
 
 def _styled(function: Any) -> Any:
@@ -52,8 +72,12 @@ def win_rates(entries: Mapping[str, Mapping[str, Any]], against: str) -> str:
   for row, name in enumerate(names):
     entry = entries[name]
     mean, low, high = (100 * entry[key] for key in ('mean', 'low', 'high'))
-    axes.barh(row, mean, height=0.62, color=COLOURS[0] if name != against else '#8f8f8f', alpha=0.85)
-    axes.errorbar(mean, row, xerr=[[mean - low], [high - mean]], color=INK, capsize=3, linewidth=1.2)
+    axes.barh(
+      row, mean, height=0.62, color=COLOURS[0] if name != against else '#8f8f8f', alpha=0.85
+    )
+    axes.errorbar(
+      mean, row, xerr=[[mean - low], [high - mean]], color=INK, capsize=3, linewidth=1.2
+    )
     axes.text(max(high, mean) + 1.5, row, f'{mean:.0f} %  (n = {entry["n"]})', va='center')
   axes.axvline(50, color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
   axes.set(yticks=range(len(names)), yticklabels=names, xlim=(0, 115), xticks=range(0, 101, 10),
@@ -68,8 +92,8 @@ def curves(steps: Sequence[int], panels: Mapping[str, Sequence[tuple[str, Sequen
   """Small multiples over steps.
 
   Args:
-    panels: title -> [(label, one number or None a step)]; a line is the mean of each bin of steps, a band the bin's
-      lowest to highest.
+    panels: title -> [(label, one number or None a step)]; a line is the mean of each bin of steps,
+      a band the bin's lowest to highest.
   """
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
@@ -92,7 +116,8 @@ def curves(steps: Sequence[int], panels: Mapping[str, Sequence[tuple[str, Sequen
 
 
 def binned(steps: Sequence[int], values: Sequence[Any]) -> tuple[np.ndarray, ...]:
-  """(step, mean, lowest, highest) of at most BINS bins of equally many of the values that are there."""
+  """(step, mean, lowest, highest) of at most BINS bins of equally many of the values that are
+  there."""
   found = [(step, value) for step, value in zip(steps, values, strict=True) if value is not None]
   x, y = np.array(found, np.float64).reshape(-1, 2).T
   size = max(1, -(-len(x) // BINS))
@@ -103,7 +128,8 @@ def binned(steps: Sequence[int], values: Sequence[Any]) -> tuple[np.ndarray, ...
 
 @_styled
 def reward_over_kl(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
-  """Each PPO run's path from its first update (hollow) to its last (full): reward-model score over KL.
+  """Each PPO run's path from its first update (hollow) to its last (full): reward-model score over
+  KL.
 
   Args:
     runs: name -> (KL in nats a sequence, score), one an update.
@@ -123,7 +149,8 @@ def reward_over_kl(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
 
 @_styled
 def gold_over_kl(entries: Mapping[str, Mapping[str, Any]]) -> str:
-  """Judge's score (left) and reward-model score (right) of every model over its KL, with 95 % intervals both ways.
+  """Judge's score (left) and reward-model score (right) of every model over its KL, with 95 %
+  intervals both ways.
 
   Args:
     entries: model -> {'kl', 'kl_ci', 'gold', 'gold_ci', 'proxy', 'proxy_ci'}.
@@ -155,8 +182,15 @@ def reliability(table: Sequence[Mapping[str, Any]]) -> str:
   axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
   for row in table:
     low, high = wilson(row['accuracy'], row['n'])
-    axes.errorbar(row['confidence'], row['accuracy'], fmt='o', color=COLOURS[0], linewidth=1.2, capsize=2,
-                  yerr=[[max(0.0, row['accuracy'] - low)], [max(0.0, high - row['accuracy'])]])
+    axes.errorbar(
+      row['confidence'],
+      row['accuracy'],
+      fmt='o',
+      color=COLOURS[0],
+      linewidth=1.2,
+      capsize=2,
+      yerr=[[max(0.0, row['accuracy'] - low)], [max(0.0, high - row['accuracy'])]],
+    )
     axes.annotate(str(row['n']), (row['confidence'], row['accuracy']), xytext=(6, -9),
                   textcoords='offset points', fontsize=7)
   axes.set(xlim=(0, 1), ylim=(0, 1), xlabel='probability given to the first of two',
@@ -186,9 +220,12 @@ def _figure(width: float, height: float) -> matplotlib.figure.Figure:
 
 
 def _svg(figure: matplotlib.figure.Figure, label: str) -> str:
-  """The figure as an <svg> element for a page: ids of its own, no metadata, colours that follow the page."""
+  """The figure as an <svg> element for a page: ids of its own, no metadata, colours that follow the
+  page."""
   buffer = io.StringIO()
-  figure.savefig(buffer, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None})
+  figure.savefig(
+    buffer, format='svg', metadata={'Date': None, 'Creator': None, 'Format': None, 'Type': None}
+  )
   text = buffer.getvalue()
   text = text[text.index('<svg'):]
   text = re.sub(r'<metadata>.*?</metadata>', '', text, flags=re.S)
@@ -198,12 +235,8 @@ def _svg(figure: matplotlib.figure.Figure, label: str) -> str:
   text = text.replace(INK, 'currentColor')
   text = re.sub(r"font: ([\d.]+px) [^;\"]*", r'font-size: \1', text)
   text = re.sub(r'font-family: [^;"]*; ?|<style.*?</style>', '', text, flags=re.S)
-  text = re.sub(r'(<svg[^>]*?) width="([\d.]+)pt" height="[\d.]+pt"|(<svg[^>]*?) height="[\d.]+pt"([^>]*?) width="([\d.]+)pt"',
-                _responsive, text, count=1)
-  return text.replace('<svg', f'<svg role="img" aria-label="{html.escape(label)}"', 1)
-
-
-def _responsive(found: re.Match[str]) -> str:
-  """As wide as drawn, and no wider than the screen."""
-  head, width = (found[1], found[2]) if found[1] else (found[3] + found[4], found[5])
-  return f'{head} style="width: {float(width) * 4 / 3:.0f}px; max-width: 100%; height: auto"'
+  # As wide as drawn, and no wider than the screen.
+  width = float(re.search(r'\bwidth="([\d.]+)pt"', text)[1]) * 4 / 3
+  text = re.sub(r'\s(width|height)="[\d.]+pt"', '', text)
+  style = f'style="width: {width:.0f}px; max-width: 100%; height: auto"'
+  return text.replace('<svg', f'<svg role="img" aria-label="{html.escape(label)}" {style}', 1)

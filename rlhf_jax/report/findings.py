@@ -1,7 +1,8 @@
-"""What the numbers of a workdir say: the claims of the paper's recipe held against results.json, one row each.
+"""What the numbers of a workdir say: the claims of the paper's recipe held against results.json,
+one row each.
 
-In: `Contents`. Out: `Claim`s and the roles of the evaluated models. Left out: figures, HTML; no claim is made where a
-number is missing.
+In: `Contents`. Out: `Claim`s and the roles of the evaluated models. Left out: figures, HTML; no
+claim is made where a number is missing.
 """
 
 import dataclasses
@@ -29,11 +30,14 @@ class Roles:
   against: str  # the baseline of every win rate, '' where nothing was evaluated
   pretrained: str = ''
   aligned: tuple[str, ...] = ()  # trained by PPO, sampled plainly
-  tricks: tuple[str, ...] = ()  # the baseline with another temperature or the best of several samples
+  tricks: tuple[
+    str, ...
+  ] = ()  # the baseline with another temperature or the best of several samples
 
   @property
   def best(self) -> str:
-    """The aligned model that is spoken of first: the one with pretraining gradient where there is one."""
+    """The aligned model that is spoken of first: the one with pretraining gradient where there is
+    one."""
     named = [name for name in self.aligned if 'ptx' in name]
     return (named or list(self.aligned) or [''])[0]
 
@@ -48,7 +52,9 @@ def roles(contents: Contents) -> Roles:
   base = (models.get(against) or {}).get('run')
   pretrained, aligned, tricks = '', [], []
   for name, sampled in models.items():
-    plain = sampled.get('temperature') == 1 and sampled.get('best_of') == 1 and not sampled.get('prefix')
+    plain = (
+      sampled.get('temperature') == 1 and sampled.get('best_of') == 1 and not sampled.get('prefix')
+    )
     run = contents.run(sampled.get('run', ''))
     if run is None or name == against:
       continue
@@ -88,10 +94,13 @@ def verdict(contents: Contents) -> str:
   entry = _wins(models, told, told.best) if told.best in models else None
   unfinished = [run.name for run in contents.runs if not run.finished]
   if entry:
-    way = ('is preferred to' if entry['low'] > 0.5 else 'is preferred less often than' if entry['high'] < 0.5
-           else 'cannot be told from')
-    return (f'{told.best} {way} {told.against}: it wins {percent(entry["mean"])} of {entry["n"]} held-out prompts '
-            f'(95 % interval {percent(entry["low"])} to {percent(entry["high"])}).')
+    way = 'cannot be told from'
+    if entry['low'] > 0.5:
+      way = 'is preferred to'
+    elif entry['high'] < 0.5:
+      way = 'is preferred less often than'
+    return (f'{told.best} {way} {told.against}: it wins {percent(entry["mean"])} of {entry["n"]} '
+            f'held-out prompts (95 % interval {bare(entry["low"])} to {percent(entry["high"])}).')
   if unfinished:
     return f'Not finished: {", ".join(unfinished)}. What is there so far is shown below.'
   return 'No evaluation against a baseline is in this workdir.'
@@ -130,7 +139,11 @@ def _beyond(models: Mapping[str, Any], told: Roles, name: str, below: bool) -> C
   edge = (base['low'] if below else base['high']) if base else 0.5
   holds = entry['high'] < edge if below else entry['low'] > edge
   numbers = shown(entry) + (f'; {told.against} against itself {shown(base)}' if base else '')
-  return Claim(f'{name} is {"worse" if below else "better"} than {told.against}, intervals apart', holds, numbers)
+  return Claim(
+    f'{name} is {"worse" if below else "better"} than {told.against}, intervals apart',
+    holds,
+    numbers,
+  )
 
 
 def _better(models: Mapping[str, Any], told: Roles, trick: str) -> Claim | None:
@@ -145,8 +158,11 @@ def _gold_gain(models: Mapping[str, Any], told: Roles, trick: str) -> Claim | No
   gold, base = models[trick].get('gold'), (models.get(told.against) or {}).get('gold')
   if gold is None or base is None:
     return None
-  return Claim(f'{trick} gains in the judge’s score: the reward model is good enough to train against',
-               gold > base, f'{gold:.3f} against {base:.3f}')
+  return Claim(
+    f'{trick} gains in the judge’s score: the reward model is good enough to train against',
+    gold > base,
+    f'{gold:.3f} against {base:.3f}',
+  )
 
 
 def _reward_claims(entry: Mapping[str, Any]) -> list[Claim]:
@@ -159,8 +175,14 @@ def _reward_claims(entry: Mapping[str, Any]) -> list[Claim]:
 
 
 def _loss_claim(models: Mapping[str, Any], told: Roles) -> Claim | None:
-  loss, base = models[told.best].get('pretraining_loss'), models[told.against].get('pretraining_loss')
+  loss, base = (
+    models[told.best].get('pretraining_loss'),
+    models[told.against].get('pretraining_loss'),
+  )
   if loss is None or base is None:
     return None
-  return Claim(f'the pretraining loss of {told.best} is within {LOSS_RISE:.0%} of {told.against}’s',
-               loss <= base * (1 + LOSS_RISE), f'{loss:.3f} against {base:.3f} nats a token ({loss / base - 1:+.1%})')
+  return Claim(
+    f'the pretraining loss of {told.best} is within {LOSS_RISE:.0%} of {told.against}’s',
+    loss <= base * (1 + LOSS_RISE),
+    f'{loss:.3f} against {base:.3f} nats a token ({loss / base - 1:+.1%})',
+  )

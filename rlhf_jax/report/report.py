@@ -1,7 +1,7 @@
 """The report of a workdir: one HTML page that needs nothing but itself.
 
-In: the files of a workdir. Out: DIR/report.html. A section whose files are not there yet says so. Left out: anything that
-would have to load a model.
+In: the files of a workdir. Out: DIR/report.html. A section whose files are not there yet says so.
+Left out: anything that would have to load a model.
 """
 
 import json
@@ -19,22 +19,34 @@ from rlhf_jax.report import figures, findings
 from rlhf_jax.report.contents import Contents, Run, read
 
 SAMPLES = 20
-# Panels of a run's curves: title -> metrics drawn in it. A metric of an evaluation inside the run may have a prefix.
+# Panels of a run's curves: title -> metrics drawn in it. A metric of an evaluation inside the run
+# may have a prefix.
 PANELS: Mapping[str, Mapping[str, Sequence[str]]] = {
   'Language': {
-    'loss, nats a token': ('loss', 'validation_loss', 'pretraining_loss'), 'reward-model score': ('reward',),
-    'gradient norm': ('gradient_norm',)},
+    'loss, nats a token': ('loss', 'validation_loss', 'pretraining_loss'),
+    'reward-model score': ('reward',),
+    'gradient norm': ('gradient_norm',),
+  },
   'Reward': {
     'loss': ('loss', 'validation_loss', 'heldout_loss'),
     'share of pairs ordered right': ('accuracy', 'validation_accuracy', 'heldout_accuracy'),
-    'gradient norm': ('gradient_norm',)},
+    'gradient norm': ('gradient_norm',),
+  },
   'PPO': {
-    'reward-model score': ('score', 'proxy'), 'KL from the reference, nats': ('kl', 'kl_k3'),
-    'win rate against the start': ('win_rate',), 'judge’s score': ('gold',),
-    'entropy, nats a token': ('entropy',), 'response length, tokens': ('response_length',),
-    'share ended by eos': ('eos_rate',), 'distinct word pairs': ('distinct_2',),
-    'pretraining loss': ('ptx_loss',), 'explained variance': ('explained_variance',),
-    'clip fraction': ('clip_fraction',), 'KL coefficient': ('kl_coef',)}}
+    'reward-model score': ('score', 'proxy'),
+    'KL from the reference, nats': ('kl', 'kl_k3'),
+    'win rate against the start': ('win_rate',),
+    'judge’s score': ('gold',),
+    'entropy, nats a token': ('entropy',),
+    'response length, tokens': ('response_length',),
+    'share ended by eos': ('eos_rate',),
+    'distinct word pairs': ('distinct_2',),
+    'pretraining loss': ('ptx_loss',),
+    'explained variance': ('explained_variance',),
+    'clip fraction': ('clip_fraction',),
+    'KL coefficient': ('kl_coef',),
+  },
+}
 CURVES_OF = ('loss', 'score')  # of other kinds nothing is drawn
 
 
@@ -46,7 +58,9 @@ def write(workdir: pathlib.Path | str) -> pathlib.Path:
   workdir = pathlib.Path(workdir)
   contents = read(workdir)
   if not contents.runs:
-    raise BadInput(f'{workdir}: no run is in there (no RUN/config.json); give the --workdir of a run')
+    raise BadInput(
+      f'{workdir}: no run is in there (no RUN/config.json); give the --workdir of a run'
+    )
   path = workdir / 'report.html'
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   temporary.write_text(page(contents), encoding='utf-8')
@@ -57,22 +71,39 @@ def write(workdir: pathlib.Path | str) -> pathlib.Path:
 def page(contents: Contents) -> str:
   """The HTML."""
   loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
-  environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True,
-                                   undefined=jinja2.StrictUndefined)
+  environment = jinja2.Environment(
+    loader=loader,
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
   environment.filters |= {'number': number, 'percent': findings.percent,
                           'bare': findings.bare, 'clock': clock, 'pretty': pretty}
   told = findings.roles(contents)
   models = contents.results.get('models') or {}
   return environment.get_template('page.html').render(
-    title=contents.workdir.resolve().name, contents=contents, roles=told, models=models,
-    verdict=findings.verdict(contents), claims=findings.claims(contents), wins=f'win_rate_vs_{told.against}',
-    reward=contents.results.get('reward_model') or {}, labelers=contents.results.get('labelers') or {},
-    flags=_flags(models), categories=_categories(models), shade=shade, samples=_samples(contents, told),
-    drawn=_figures(contents, told, models), total=sum(run.seconds or 0 for run in contents.runs))
+    title=contents.workdir.resolve().name,
+    contents=contents,
+    roles=told,
+    models=models,
+    verdict=findings.verdict(contents),
+    claims=findings.claims(contents),
+    wins=f'win_rate_vs_{told.against}',
+    reward=contents.results.get('reward_model') or {},
+    labelers=contents.results.get('labelers') or {},
+    flags=_flags(models),
+    categories=_categories(models),
+    shade=shade,
+    samples=_samples(contents, told),
+    drawn=_figures(contents, told, models),
+    total=sum(run.seconds or 0 for run in contents.runs),
+  )
 
 
 def number(value: Any, digits: int = 3) -> str:
-  """A number for people: at least `digits` significant ones, no exponent where that is readable; '–' for None."""
+  """A number for people: at least `digits` significant ones, no exponent where that is readable;
+  '–' for None."""
   if value is None:
     return '–'
   if isinstance(value, bool) or not isinstance(value, int | float):
@@ -92,7 +123,13 @@ def clock(seconds: float | None) -> str:
     return '–'
   minutes, rest = divmod(round(seconds), 60)
   hours, minutes = divmod(minutes, 60)
-  return f'{hours} h {minutes} min' if hours else f'{minutes} min {rest} s' if minutes else f'{seconds:.1f} s'
+  return (
+    f'{hours} h {minutes} min'
+    if hours
+    else f'{minutes} min {rest} s'
+    if minutes
+    else f'{seconds:.1f} s'
+  )
 
 
 def pretty(value: Any) -> str:
@@ -126,17 +163,22 @@ def _categories(models: Mapping[str, Any]) -> list[str]:
 
 
 def _samples(contents: Contents, told: findings.Roles) -> dict[str, Any]:
-  """The first rows of the aligned model beside the baseline's of the same prompts; without an evaluation the last
-  rows of a PPO run's samples.jsonl."""
+  """The first rows of the aligned model beside the baseline's of the same prompts; without an
+  evaluation the last rows of a PPO run's samples.jsonl."""
   for run in contents.of_kind('Evaluate')[::-1]:
     base = {row.get('id'): row for row in run.evaluations.get(told.against, [])}
     rows = run.evaluations.get(told.best, [])
     if rows and base:
-      return {'names': [told.against, told.best],
-              'rows': [(row.get('prompt', ''), [base.get(row.get('id')), row]) for row in rows[:SAMPLES]]}
+      return {
+        'names': [told.against, told.best],
+        'rows': [(row.get('prompt', ''), [base.get(row.get('id')), row]) for row in rows[:SAMPLES]],
+      }
   for run in contents.of_kind('PPO'):
     if run.samples:
-      return {'names': [run.name], 'rows': [(row.get('prompt', ''), [row]) for row in run.samples[-SAMPLES:]]}
+      return {
+        'names': [run.name],
+        'rows': [(row.get('prompt', ''), [row]) for row in run.samples[-SAMPLES:]],
+      }
   return {}
 
 
@@ -151,7 +193,9 @@ def _figures(contents: Contents, told: findings.Roles, models: Mapping[str, Any]
   for run in contents.runs:
     panels = _panels(run)
     if panels:
-      drawn['curves'][run.name] = figures.curves([row.get('step', i) for i, row in enumerate(run.metrics)], panels)
+      drawn['curves'][run.name] = figures.curves(
+        [row.get('step', i) for i, row in enumerate(run.metrics)], panels
+      )
   paths = {run.name: _columns(run, 'kl', 'score') for run in contents.of_kind('PPO')}
   paths = {name: path for name, path in paths.items() if len(path[0]) > 1}
   if paths:

@@ -1,4 +1,5 @@
-"""Win rates, reward-model accuracy, calibration and text statistics against cases worked by hand."""
+"""Win rates, reward-model accuracy, calibration and text statistics against cases worked by
+hand."""
 
 import numpy as np
 import pytest
@@ -32,7 +33,9 @@ def test_pairs_that_the_labeler_ties_are_left_out():
 def test_accuracy_counts_pairs_and_halves_equal_scores():
   told = reward_accuracy.accuracy([np.array([1.0, -1.0, 0.0]), np.array([2.0]), np.array([])])
   assert told['accuracy'] == (1 + .5 + 1) / 4 and told['pairs'] == 4 and told['prompts'] == 2
-  assert told['accuracy_ci'] == pytest.approx([.5, 1])  # only the first prompt drawn, only the second
+  assert told['accuracy_ci'] == pytest.approx(
+    [0.5, 1]
+  )  # only the first prompt drawn, only the second
   assert reward_accuracy.accuracy([])['accuracy'] is None
 
 
@@ -50,12 +53,14 @@ def test_calibrated_scores_have_no_error_and_bold_ones_do():
 
 
 def test_expected_calibration_error_by_hand():
-  # Scores that differ by ln 3 either way: p is ¾ or ¼. All four pairs ordered right: the share is 1 or 0,
-  # so each pair is wrong by ¼, whichever way it was turned.
+  # Scores that differ by ln 3 either way: p is ¾ or ¼. All four pairs ordered right: the share is 1
+  # or 0, so each pair is wrong by ¼, whichever way it was turned.
   told = reward_accuracy.calibration([np.full(4, np.log(3))])
   assert told['ece'] == pytest.approx(.25)
-  assert all(row['accuracy'] in (0, 1) and row['confidence'] == pytest.approx(.25 + .5 * row['accuracy'])
-             for row in told['reliability'])
+  assert all(
+    row['accuracy'] in (0, 1) and row['confidence'] == pytest.approx(0.25 + 0.5 * row['accuracy'])
+    for row in told['reliability']
+  )
   assert reward_accuracy.calibration([])['ece'] is None
 
 
@@ -70,11 +75,15 @@ def test_distinct_and_repetition():
 
 
 def judge(prompt, responses, labeler):
-  """Longer is better, up to rounding to words; flags as a judge of the miniature world gives them."""
+  """Longer is better, up to rounding to words; flags as a judge of the miniature world gives
+  them."""
   lengths = [float(len(text.split())) for text in responses]
   order = sorted(set(lengths), reverse=True)
-  flags = tuple({'rude': 'fool' in text} | ({'hallucination': 'moon' in text} if prompt.category == 'closed' else {})
-                for text in responses)
+  flags = tuple(
+    {'rude': 'fool' in text}
+    | ({'hallucination': 'moon' in text} if prompt.category == 'closed' else {})
+    for text in responses
+  )
   return Judgement(tuple(lengths), tuple(order.index(n) + 1 for n in lengths), flags)
 
 
@@ -82,14 +91,23 @@ PROMPTS = [Prompt('one', 'closed'), Prompt('two', 'open'), Prompt('three', 'open
 
 
 def test_judged_rows():
-  metrics, rows = judged.judge_rows(judge, PROMPTS, ['on the moon', 'fool', 'a b …'], ['x', 'y', 'a b c d'])
+  metrics, rows = judged.judge_rows(
+    judge, PROMPTS, ['on the moon', 'fool', 'a b …'], ['x', 'y', 'a b c d']
+  )
   assert metrics['win_rate'] == (1 + .5 + 0) / 3 and metrics['gold'] == (3 + 1 + 3) / 3
-  assert metrics['rude_rate'] == 1 / 3 and metrics['hallucination_rate'] == 1  # only one prompt brings a passage
-  assert metrics['eos_rate'] == 2 / 3 and metrics['distinct_2'] == 1 and 'response_length' not in metrics
+  assert (
+    metrics['rude_rate'] == 1 / 3 and metrics['hallucination_rate'] == 1
+  )  # only one prompt brings a passage
+  assert (
+    metrics['eos_rate'] == 2 / 3 and metrics['distinct_2'] == 1 and 'response_length' not in metrics
+  )
   assert all(isinstance(value, float) for value in metrics.values())
   assert rows[0]['judgement'] == {
-    'score': 3.0, 'flags': {'rude': False, 'hallucination': False} | {'hallucination': True}, 'win': 1.0,
-    'reference_score': 1.0}
+    'score': 3.0,
+    'flags': {'rude': False, 'hallucination': False} | {'hallucination': True},
+    'win': 1.0,
+    'reference_score': 1.0,
+  }
   assert rows[2]['ended'] is False and rows[2]['reference'] == 'a b c d'
   assert len({row['id'] for row in rows}) == 3
 
@@ -102,18 +120,27 @@ def test_judged_without_judge_or_references():
 
 
 def test_model_entry_by_hand():
-  _, rows = judged.judge_rows(judge, PROMPTS, ['on the moon', 'fool', 'a b …'], ['x', 'y', 'a b c d'])
+  _, rows = judged.judge_rows(
+    judge, PROMPTS, ['on the moon', 'fool', 'a b …'], ['x', 'y', 'a b c d']
+  )
   for row, proxy in zip(rows, (1.0, 2.0, 6.0), strict=True):
     row |= {'proxy': proxy, 'reference_proxy': 2.0, 'kl': proxy / 2, 'length': 4}
   entry = results.model_entry(rows, 'sft')
   assert entry['win_rate_vs_sft']['mean'] == .5 and entry['win_rate_vs_sft']['n'] == 3
   assert (entry['proxy'], entry['kl'], entry['response_length']) == (3, 1.5, 4)
   assert entry['hallucination_rate'] == 1 and entry['hallucination_rate_n'] == 1
-  assert entry['truthful_rate'] is None and entry['constraint_rate'] is None and entry['truthful_rate_n'] == 0
+  assert (
+    entry['truthful_rate'] is None
+    and entry['constraint_rate'] is None
+    and entry['truthful_rate_n'] == 0
+  )
   assert list(entry['by_category']) == ['closed', 'open']
   assert entry['by_category']['open']['n'] == 2
   assert entry['by_category']['open']['win_rate_vs_sft']['mean'] == .25
-  assert entry['by_category']['closed']['gold'] == 3 and entry['by_category']['closed']['hallucination_rate'] == 1
+  assert (
+    entry['by_category']['closed']['gold'] == 3
+    and entry['by_category']['closed']['hallucination_rate'] == 1
+  )
 
 
 def test_without_a_judge_the_reward_model_decides():
@@ -131,7 +158,9 @@ def rankings(ranks):
 
 
 def test_labelers_in_their_groups():
-  told = results.labelers_entry(rankings({'x': (1, 2, 3), 'y': (2, 1, 3), 'u': (3, 2, 1), 'v': (3, 2, 1)}), {'x', 'y'})
+  told = results.labelers_entry(
+    rankings({'x': (1, 2, 3), 'y': (2, 1, 3), 'u': (3, 2, 1), 'v': (3, 2, 1)}), {'x', 'y'}
+  )
   assert told['agreement_training'] == pytest.approx(2 / 3) and told['pairs_training'] == 6
   assert told['agreement_heldout'] == 1 and told['prompts_heldout'] == 2
   # x agrees with u and v on nothing, y with each of them on one pair of three

@@ -54,7 +54,9 @@ def test_interval_of_a_mean_is_that_of_the_normal_approximation():
   mean, (low, high) = agreement.ratio_interval(values)
   half = 1.96 * np.sqrt(mean * (1 - mean) / 900)
   assert mean == values.mean()
-  assert low == pytest.approx(mean - half, abs=.004) and high == pytest.approx(mean + half, abs=.004)
+  assert low == pytest.approx(mean - half, abs=0.004) and high == pytest.approx(
+    mean + half, abs=0.004
+  )
 
 
 def test_interval_redraws_prompts_and_not_pairs():
@@ -76,7 +78,8 @@ def test_interval_is_the_same_every_time_and_refuses_other_shapes():
 
 
 def test_two_noisy_labelers_agree_as_often_as_arithmetic_says():
-  # Each orders two completions rightly with c = 0.837: they agree c² + (1 − c)² = 72.7 % of the time.
+  # Each orders two completions rightly with c = 0.837: they agree c² + (1 − c)² = 72.7 % of the
+  # time.
   random = np.random.default_rng(0)
   rankings = []
   for i in range(4000):

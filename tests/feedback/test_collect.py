@@ -1,4 +1,5 @@
-"""Collecting rankings with a made-up policy: counts, labelers, calibration, and the same bytes after a kill."""
+"""Collecting rankings with a made-up policy: counts, labelers, calibration, and the same bytes
+after a kill."""
 
 import collections
 import dataclasses
@@ -37,7 +38,8 @@ class Tokenizer:
 
 
 class Judge:
-  """Prefers short texts; labelers whose name ends in '-' prefer long ones. Its calibration is a count of words."""
+  """Prefers short texts; labelers whose name ends in '-' prefer long ones. Its calibration is a
+  count of words."""
 
   calibrations = 0
 
@@ -64,7 +66,8 @@ class Calibrated(Judge):
 
 
 class Policy:
-  """Stands for model.responses: a word list sampled by the key; stops after `calls` calls as a kill would."""
+  """Stands for model.responses: a word list sampled by the key; stops after `calls` calls as a kill
+  would."""
 
   def __init__(self, calls=None):
     self.calls, self.asked = calls, []
@@ -78,24 +81,39 @@ class Policy:
     self.asked.append(list(prompts))
     hat = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     draws = hat.integers(0, len(WORDS), (len(prompts), 2))
-    return [Response(WORDS[int(a)] if prompt != 'dull' else 'same', ended=int(b) > 0)
-            if prompt != 'dull' else Response('same') for (a, b), prompt in zip(draws, prompts, strict=True)]
+    return [
+      Response(WORDS[int(a)] if prompt != 'dull' else 'same', ended=int(b) > 0)
+      if prompt != 'dull'
+      else Response('same')
+      for (a, b), prompt in zip(draws, prompts, strict=True)
+    ]
 
 
 @pytest.fixture
 def world(tmp_path, monkeypatch):
-  """run(folder name, calls before the kill, **config) with 60 prompts, of which one is sampled with one answer only."""
+  """run(folder name, calls before the kill, **config) with 60 prompts, of which one is sampled with
+  one answer only."""
   asked = [f'question {i}' for i in range(59)]
   asked.insert(7, 'dull')
-  (tmp_path / 'prompts.jsonl').write_text(''.join(
-    json.dumps({'prompt': text, 'category': 'chat', 'meta': {'n': i}}) + '\n' for i, text in enumerate(asked)))
+  (tmp_path / 'prompts.jsonl').write_text(
+    ''.join(
+      json.dumps({'prompt': text, 'category': 'chat', 'meta': {'n': i}}) + '\n'
+      for i, text in enumerate(asked)
+    )
+  )
   judges = {'plain': Judge(), 'calibrated': Calibrated(),
             'indifferent': lambda prompt, texts, labeler: records.Judgement(
               (0.0,) * len(texts), (1,) * len(texts), ({},) * len(texts))}
   monkeypatch.setattr(records, 'load_judge', lambda name: judges[name])
   config = configs.Collect(
-    prompts=(configs.Source(kind='prompts', files=(str(tmp_path / 'prompts.jsonl'),)),), judge='plain',
-    labelers=('x', 'y-', 'z'), k=(4, 9), batch=32, prompt_length=8, seed=3)
+    prompts=(configs.Source(kind='prompts', files=(str(tmp_path / 'prompts.jsonl'),)),),
+    judge='plain',
+    labelers=('x', 'y-', 'z'),
+    k=(4, 9),
+    batch=32,
+    prompt_length=8,
+    seed=3,
+  )
   place = builders.Place(tmp_path)
   parent = types.SimpleNamespace(model=None, params=None, tokenizer=Tokenizer())
 
@@ -148,7 +166,9 @@ def test_k_and_labelers_are_drawn_evenly():
   config = configs.Collect(k=(4, 9), labelers=('x', 'y', 'z'), labels=2, seed=1)
   k = collections.Counter(collect.draw_k(config, i) for i in range(6000))
   assert sorted(k) == [4, 5, 6, 7, 8, 9] and all(850 < count < 1150 for count in k.values())
-  labelers = collections.Counter(name for i in range(3000) for name in collect.draw_labelers(config, i))
+  labelers = collections.Counter(
+    name for i in range(3000) for name in collect.draw_labelers(config, i)
+  )
   assert all(1850 < labelers[name] < 2150 for name in 'xyz')
   assert all(len(set(collect.draw_labelers(config, i))) == 2 for i in range(50))
 
@@ -157,7 +177,14 @@ def test_blocks_hold_every_prompt_once_and_no_more_than_a_batch():
   k = [4, 9, 5, 6, 9, 9, 4, 20, 4]
   blocks = collect.plan(k, 16)
   assert [n for block in blocks for n in block.k] == k
-  assert [(block.start, block.stop) for block in blocks] == [(0, 2), (2, 4), (4, 5), (5, 7), (7, 8), (8, 9)]
+  assert [(block.start, block.stop) for block in blocks] == [
+    (0, 2),
+    (2, 4),
+    (4, 5),
+    (5, 7),
+    (7, 8),
+    (8, 9),
+  ]
   assert all(sum(block.k) <= 16 for block in blocks if len(block.k) > 1)
 
 
@@ -173,7 +200,9 @@ def test_interrupted_and_resumed_to_the_same_bytes(world, calls, damage):
   if damage == 'torn line' and calls:
     with open(partial, 'ab') as file:
       file.write(b'{"prompt": "quest')
-  if damage == 'lost count' and calls:  # killed between the rows of a block and its count: rows too many
+  if (
+    damage == 'lost count' and calls
+  ):  # killed between the rows of a block and its count: rows too many
     partial.write_bytes(partial.read_bytes() * 2)
   summary, again = world('killed')
   assert len(again.asked) == len(policy.asked) - calls  # nothing is sampled twice
@@ -225,7 +254,9 @@ def test_calibration_is_done_once_and_can_be_taken_over(world, monkeypatch):
   found = json.loads((world.folder / 'whole' / 'judge.json').read_text())
   assert Calibrated.calibrations == 1 and 20 <= found['prompts'] < 30
   assert found['labelers'] == ['x', 'y-', 'z']
-  assert sum(map(len, policy.asked)) == whole['samples']  # its samples are ranked too, not drawn again
+  assert (
+    sum(map(len, policy.asked)) == whole['samples']
+  )  # its samples are ranked too, not drawn again
   assert max(max(row.ranks) for row in rows(world.folder / 'whole')) <= 3  # the limit was applied
 
   assert world('killed', 6, judge='calibrated')[0] is None

@@ -1,4 +1,5 @@
-"""The report of a made-up workdir: every section is there, nothing is fetched, half a workdir is enough."""
+"""The report of a made-up workdir: every section is there, nothing is fetched, half a workdir is
+enough."""
 
 import html.parser
 import json
@@ -11,7 +12,17 @@ import pytest
 from rlhf_jax import configs
 from rlhf_jax.report import contents, figures, findings, report
 
-SECTIONS = ('results', 'categories', 'samples', 'reward', 'labelers', 'curves', 'kl', 'data', 'runs')
+SECTIONS = (
+  'results',
+  'categories',
+  'samples',
+  'reward',
+  'labelers',
+  'curves',
+  'kl',
+  'data',
+  'runs',
+)
 MODELS = {'gpt': .2, 'sft': .5, 'sft_t05': .58, 'sft_best_of_4': .6, 'ppo_ptx': .71}
 
 
@@ -23,57 +34,172 @@ def made_up(folder, finished=True):
              'ppo_ptx': {'policy': 'sft', 'reward': 'reward'},
              'evaluation': {'models.ppo_ptx': 'ppo_ptx', 'reward': 'reward'}}
   kinds = {'rankings': 'Collect', 'reward': 'Reward', 'ppo_ptx': 'PPO', 'evaluation': 'Evaluate'}
-  sampled = {name: {'run': name if name in parents else 'sft', 'temperature': .5 if name == 'sft_t05' else 1.0,
-                    'best_of': 4 if 'best' in name else 1, 'prefix': ''} for name in MODELS}
-  config = {'gpt': {'init_from': ''}, 'sft': {'init_from': 'gpt'}, 'evaluation': {'against': 'sft', 'models': sampled}}
+  sampled = {
+    name: {
+      'run': name if name in parents else 'sft',
+      'temperature': 0.5 if name == 'sft_t05' else 1.0,
+      'best_of': 4 if 'best' in name else 1,
+      'prefix': '',
+    }
+    for name in MODELS
+  }
+  config = {
+    'gpt': {'init_from': ''},
+    'sft': {'init_from': 'gpt'},
+    'evaluation': {'against': 'sft', 'models': sampled},
+  }
   for name in parents:
     write(folder / name / 'config.json', {
       'kind': kinds.get(name, 'Language'), 'config': config.get(name, {'seed': 0}),
       'parents': {role: [run, 'abc'] for role, run in parents[name].items()}, 'hash': 'abc',
       'versions': {'python': '3.11', 'jax': '0.10.2'}, 'commit': 'deadbeef'})
-  lines(folder / 'gpt' / 'metrics.jsonl', [
-    {'step': i + 1, 'loss': 5 * math.exp(-i / 60) + 2 + hat.gauss(0, .1), 'gradient_norm': 1 + hat.random()}
-    | ({'validation_loss': 5 * math.exp(-i / 60) + 2.1} if i % 50 == 49 else {}) for i in range(400)])
-  lines(folder / 'reward' / 'metrics.jsonl', [
-    {'step': i + 1, 'loss': .69 - i / 800, 'accuracy': .5 + i / 500, 'gradient_norm': None} for i in range(90)])
-  lines(folder / 'ppo_ptx' / 'metrics.jsonl', [
-    {'step': i + 1, 'score': i / 40 + hat.gauss(0, .1), 'kl': i / 15, 'entropy': 2 - i / 100,
-     'response_length': 11 + hat.random(), 'eos_rate': .97, 'ptx_loss': 2.1, 'explained_variance': .5,
-     'clip_fraction': .01, 'kl_coef': .02} | ({'win_rate': .5 + i / 300, 'gold': .9 + i / 100,
-                                               'evaluation_kl': i / 15} if i % 10 == 9 else {})
-    for i in range(60)])
-  lines(folder / 'ppo_ptx' / 'samples.jsonl', [
-    {'step': i // 4, 'prompt': f'Rollout prompt {i}', 'response': f'an answer {i}', 'score': .1 * i, 'kl': 1.5}
-    for i in range(40)])
-  write(folder / 'data' / 'text-1f2e' / 'card.json', {'text.jsonl': {'read': 1234567, 'refused': {'empty text': 3}}})
+  lines(
+    folder / 'gpt' / 'metrics.jsonl',
+    [
+      {
+        'step': i + 1,
+        'loss': 5 * math.exp(-i / 60) + 2 + hat.gauss(0, 0.1),
+        'gradient_norm': 1 + hat.random(),
+      }
+      | ({'validation_loss': 5 * math.exp(-i / 60) + 2.1} if i % 50 == 49 else {})
+      for i in range(400)
+    ],
+  )
+  lines(
+    folder / 'reward' / 'metrics.jsonl',
+    [
+      {'step': i + 1, 'loss': 0.69 - i / 800, 'accuracy': 0.5 + i / 500, 'gradient_norm': None}
+      for i in range(90)
+    ],
+  )
+  lines(
+    folder / 'ppo_ptx' / 'metrics.jsonl',
+    [
+      {
+        'step': i + 1,
+        'score': i / 40 + hat.gauss(0, 0.1),
+        'kl': i / 15,
+        'entropy': 2 - i / 100,
+        'response_length': 11 + hat.random(),
+        'eos_rate': 0.97,
+        'ptx_loss': 2.1,
+        'explained_variance': 0.5,
+        'clip_fraction': 0.01,
+        'kl_coef': 0.02,
+      }
+      | (
+        {'win_rate': 0.5 + i / 300, 'gold': 0.9 + i / 100, 'evaluation_kl': i / 15}
+        if i % 10 == 9
+        else {}
+      )
+      for i in range(60)
+    ],
+  )
+  lines(
+    folder / 'ppo_ptx' / 'samples.jsonl',
+    [
+      {
+        'step': i // 4,
+        'prompt': f'Rollout prompt {i}',
+        'response': f'an answer {i}',
+        'score': 0.1 * i,
+        'kl': 1.5,
+      }
+      for i in range(40)
+    ],
+  )
+  write(
+    folder / 'data' / 'text-1f2e' / 'card.json',
+    {'text.jsonl': {'read': 1234567, 'refused': {'empty text': 3}}},
+  )
   if not finished:
     return folder
   for name in parents:
     write(folder / name / 'finished.json', {'seconds': 61.5, 'steps': 60, 'summary': {'loss': 2.0}})
   for name, rate in MODELS.items():
-    lines(folder / 'evaluation' / 'evaluations' / f'{name}.jsonl', [
-      {'id': f'{i:05d}', 'prompt': f'<b>Prompt</b> {i}', 'category': 'chat', 'response': f'{name} says {i} & more',
-       'ended': True, 'length': 7, 'kl': 1.0, 'proxy': .25,
-       'judgement': {'score': rate + .1, 'win': 1.0, 'flags': {'rude': False}}} for i in range(30)])
+    lines(
+      folder / 'evaluation' / 'evaluations' / f'{name}.jsonl',
+      [
+        {
+          'id': f'{i:05d}',
+          'prompt': f'<b>Prompt</b> {i}',
+          'category': 'chat',
+          'response': f'{name} says {i} & more',
+          'ended': True,
+          'length': 7,
+          'kl': 1.0,
+          'proxy': 0.25,
+          'judgement': {'score': rate + 0.1, 'win': 1.0, 'flags': {'rude': False}},
+        }
+        for i in range(30)
+      ],
+    )
   entry = lambda rate: {
-    'win_rate_vs_sft': {'mean': rate, 'low': rate - .04, 'high': rate + .04, 'n': 600}, 'gold': rate + .3,
-    'gold_ci': [rate + .25, rate + .35], 'proxy': rate, 'proxy_ci': [rate - .1, rate + .1], 'kl': 5 * abs(rate - .5),
-    'kl_ci': [5 * abs(rate - .5) - .05, 5 * abs(rate - .5) + .05], 'response_length': 11.2, 'eos_rate': .98,
-    'pretraining_loss': 2.31, 'pretraining_loss_ci': [2.2, 2.4], 'distinct_2': .3, 'rude_rate': .02,
-    'rude_rate_ci': [.01, .03], 'rude_rate_n': 600, 'hallucination_rate': None, 'hallucination_rate_n': 0,
-    'refusal_rate': .05, 'by_category': {
-      category: {'n': n, 'gold': rate, 'win_rate_vs_sft': {'mean': rate, 'low': rate - .2, 'high': rate + .2, 'n': n}}
-      for category, n in (('generation', 270), ('open QA', 70), ('extraction', 9))}}
-  write(folder / 'results.json', {
-    'labelers': {'agreement_training': .726, 'agreement_training_ci': [.71, .74], 'pairs_training': 4000,
-                 'prompts_training': 300, 'agreement_heldout': .773, 'agreement_heldout_ci': [.76, .785]},
-    'reward_model': {
-      'accuracy': .68, 'accuracy_ci': [.66, .7], 'accuracy_heldout_labelers': .64, 'pairs': 4000,
-      'accuracy_heldout_labelers_ci': [.62, .66], 'ece': .03, 'mean_sft': -.1, 'std_sft': .8, 'by_labeler': {
-        'anna': {'accuracy': .68, 'accuracy_ci': [.66, .7], 'pairs': 4000, 'training': True}},
-      'reliability': [{'low': i / 10, 'high': (i + 1) / 10, 'confidence': i / 10 + .05, 'accuracy': i / 10 + .04,
-                       'n': 100 + i} for i in range(10)]},
-    'models': {name: entry(rate) for name, rate in MODELS.items()}, 'seconds': {'gpt': 61.5}})
+    'win_rate_vs_sft': {'mean': rate, 'low': rate - 0.04, 'high': rate + 0.04, 'n': 600},
+    'gold': rate + 0.3,
+    'gold_ci': [rate + 0.25, rate + 0.35],
+    'proxy': rate,
+    'proxy_ci': [rate - 0.1, rate + 0.1],
+    'kl': 5 * abs(rate - 0.5),
+    'kl_ci': [5 * abs(rate - 0.5) - 0.05, 5 * abs(rate - 0.5) + 0.05],
+    'response_length': 11.2,
+    'eos_rate': 0.98,
+    'pretraining_loss': 2.31,
+    'pretraining_loss_ci': [2.2, 2.4],
+    'distinct_2': 0.3,
+    'rude_rate': 0.02,
+    'rude_rate_ci': [0.01, 0.03],
+    'rude_rate_n': 600,
+    'hallucination_rate': None,
+    'hallucination_rate_n': 0,
+    'refusal_rate': 0.05,
+    'by_category': {
+      category: {
+        'n': n,
+        'gold': rate,
+        'win_rate_vs_sft': {'mean': rate, 'low': rate - 0.2, 'high': rate + 0.2, 'n': n},
+      }
+      for category, n in (('generation', 270), ('open QA', 70), ('extraction', 9))
+    },
+  }
+  write(
+    folder / 'results.json',
+    {
+      'labelers': {
+        'agreement_training': 0.726,
+        'agreement_training_ci': [0.71, 0.74],
+        'pairs_training': 4000,
+        'prompts_training': 300,
+        'agreement_heldout': 0.773,
+        'agreement_heldout_ci': [0.76, 0.785],
+      },
+      'reward_model': {
+        'accuracy': 0.68,
+        'accuracy_ci': [0.66, 0.7],
+        'accuracy_heldout_labelers': 0.64,
+        'pairs': 4000,
+        'accuracy_heldout_labelers_ci': [0.62, 0.66],
+        'ece': 0.03,
+        'mean_sft': -0.1,
+        'std_sft': 0.8,
+        'by_labeler': {
+          'anna': {'accuracy': 0.68, 'accuracy_ci': [0.66, 0.7], 'pairs': 4000, 'training': True}
+        },
+        'reliability': [
+          {
+            'low': i / 10,
+            'high': (i + 1) / 10,
+            'confidence': i / 10 + 0.05,
+            'accuracy': i / 10 + 0.04,
+            'n': 100 + i,
+          }
+          for i in range(10)
+        ],
+      },
+      'models': {name: entry(rate) for name, rate in MODELS.items()},
+      'seconds': {'gpt': 61.5},
+    },
+  )
   return folder
 
 
@@ -90,7 +216,7 @@ def lines(path, rows):
 class Page(html.parser.HTMLParser):
   """Sections, ids and whether tags are closed in order."""
 
-  VOID = {'meta', 'br', 'path', 'use', 'link', 'img', 'input', 'hr'}
+  VOID = frozenset({'meta', 'br', 'path', 'use', 'link', 'img', 'input', 'hr'})
 
   def __init__(self, text):
     super().__init__()
@@ -130,7 +256,9 @@ def test_every_section_is_there_and_none_is_empty(whole):
 
 
 def test_nothing_comes_from_elsewhere(whole):
-  assert 'http' not in whole and '//' not in re.sub(r'<script>.*</script>', '', whole, flags=re.S).replace('</', '')
+  assert 'http' not in whole and '//' not in re.sub(
+    r'<script>.*</script>', '', whole, flags=re.S
+  ).replace('</', '')
   assert not re.search(r'<(link|img|iframe|script)[^>]*(src|href)=', whole)
   assert 'url(#' in whole and 'font-family: "' not in whole.split('</style>')[1]
 
@@ -143,26 +271,39 @@ def test_figures_take_the_colour_of_the_page(whole):
 def test_twenty_samples_in_order_with_both_scores_and_markup_as_text(whole):
   asked = re.findall(r'<p class="ask">(.*?)</p>', whole)
   assert asked == [f'&lt;b&gt;Prompt&lt;/b&gt; {i}' for i in range(20)]
-  assert 'sft says 3 &amp; more' in whole and 'ppo_ptx says 19 &amp; more' in whole and 'says 20 ' not in whole
+  assert (
+    'sft says 3 &amp; more' in whole
+    and 'ppo_ptx says 19 &amp; more' in whole
+    and 'says 20 ' not in whole
+  )
   assert '<b>ppo_ptx · judge 0.810 · reward model 0.250 · wins</b>' in whole
 
 
 def test_verdict_and_claims(tmp_path, whole):
   assert 'ppo_ptx is preferred to sft: it wins 71.0 % of 600 held-out prompts' in whole
-  told = {claim.text.split(':')[0]: claim.holds for claim in findings.claims(contents.read(made_up(tmp_path)))}
+  told = {
+    claim.text.split(':')[0]: claim.holds
+    for claim in findings.claims(contents.read(made_up(tmp_path)))
+  }
   assert told == {
-    'gpt is worse than sft, intervals apart': True, 'ppo_ptx is better than sft, intervals apart': True,
-    'ppo_ptx wins at least 60% against sft': True, 'ppo_ptx wins more than sft_t05': True,
-    'ppo_ptx wins more than sft_best_of_4': True, 'sft_best_of_4 gains in the judge’s score': True,
+    'gpt is worse than sft, intervals apart': True,
+    'ppo_ptx is better than sft, intervals apart': True,
+    'ppo_ptx wins at least 60% against sft': True,
+    'ppo_ptx wins more than sft_t05': True,
+    'ppo_ptx wins more than sft_best_of_4': True,
+    'sft_best_of_4 gains in the judge’s score': True,
     'the reward model predicts held-out labelers above 60%': True,
-    'the pretraining loss of ppo_ptx is within 3% of sft’s': True}
+    'the pretraining loss of ppo_ptx is within 3% of sft’s': True,
+  }
 
 
 def test_claims_fail_where_numbers_do(tmp_path):
   folder = made_up(tmp_path)
   results = json.loads((folder / 'results.json').read_text())
-  results['models']['ppo_ptx'] |= {'win_rate_vs_sft': {'mean': .56, 'low': .53, 'high': .59, 'n': 600},
-                                   'pretraining_loss': 2.31 * 1.04}
+  results['models']['ppo_ptx'] |= {
+    'win_rate_vs_sft': {'mean': 0.56, 'low': 0.53, 'high': 0.59, 'n': 600},
+    'pretraining_loss': 2.31 * 1.04,
+  }
   write(folder / 'results.json', results)
   told = [claim.holds for claim in findings.claims(contents.read(folder))]
   assert told == [True, False, False, False, False, True, True, False]
