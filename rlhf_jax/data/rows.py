@@ -201,8 +201,8 @@ def _head(body: str, end: int) -> str:
   """body[:end] up to its last sentence, or up to its last word where that is less than half."""
   if end < len(body):
     ends = [match.end() for match in _SENTENCE.finditer(body[:end + 1]) if match.end() <= end]
-    words = body[:end].rsplit(maxsplit=1)
-    end = ends[-1] if ends and 2 * ends[-1] >= end else len(words[0]) if len(words) > 1 else 0
+    word = max(body.rfind(space, 0, end + 1) for space in ' \n')
+    end = ends[-1] if ends and 2 * ends[-1] >= end else max(word, 0)
   return body[:end].rstrip()
 
 

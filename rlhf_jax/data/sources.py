@@ -245,7 +245,8 @@ def split_indices(items: Sequence[Record], heldout: float,
 
   By customer where it is known, else by prompt or document, in the order of a hash of (seed, name):
   nothing depends on the order of the records. A prompt is never on both sides, whitespace and case
-  aside: where a held-out customer wrote what a training customer wrote too, it is in neither.
+  aside: where a held-out customer wrote what a training customer wrote too, the record is in
+  neither; where that leaves nothing, the split is by prompt alone.
   """
   if not 0 <= heldout < 1:
     raise BadInput(f'heldout: expected a share from 0 to below 1, found {heldout}')

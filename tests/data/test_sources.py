@@ -64,7 +64,7 @@ def test_bad_rows_stop_with_the_whole_path(place):
 
 def test_nothing_left_says_why(place):
   write(place.data / 'a.jsonl', 5, '')
-  with pytest.raises(BadInput, match='found none after refusing.*"empty text": 1'):
+  with pytest.raises(BadInput, match=r'found none after refusing.*"empty text": 1'):
     sources.read((Source(files=('a.jsonl',)),), Place(place.workdir, place.data, True))
 
 
@@ -154,18 +154,22 @@ def test_what_a_function_yields_is_checked_and_never_half_written(place, tmp_pat
   assert not list(place.workdir.rglob('*.jsonl'))
 
 
-def demonstrations(count):
-  return [Demonstration(f'Prompt {index % 70}', f'{index}', customer=f'c{index % 13}')
-          for index in range(count)]
+def demonstrations(prompts):
+  return [Demonstration(f'Prompt {index % prompts}', f'{index}', customer=f'c{index % 13}')
+          for index in range(500)]
 
 
 def test_splits_keep_customers_and_prompts_apart():
-  items = demonstrations(500)
-  train, heldout = sources.split(items, 0.2, seed=0)
-  assert heldout and not {r.customer for r in train} & {r.customer for r in heldout}
+  train, heldout = sources.split(demonstrations(400), 0.2, seed=0)
+  assert not {r.customer for r in train} & {r.customer for r in heldout}
   assert not {r.prompt for r in train} & {r.prompt for r in heldout}
-  assert not set(train) & set(heldout) if False else True
-  assert set(map(id, train)) | set(map(id, heldout)) <= set(map(id, items))
+  assert len(train) + len(heldout) > 450 and len(heldout) > 40
+
+
+def test_where_customers_share_all_prompts_the_split_is_by_prompt():
+  train, heldout = sources.split(demonstrations(70), 0.2, seed=0)
+  assert not {r.prompt for r in train} & {r.prompt for r in heldout}
+  assert len(train) + len(heldout) == 500 and len(heldout) > 80
 
 
 def test_splits_by_prompt_have_the_share_asked_for():

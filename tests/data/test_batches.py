@@ -1,0 +1,88 @@
+"""Batches: batch t is a function of (seed, t) alone; an epoch sees every row once, in its order."""
+
+import itertools
+import time
+
+import numpy as np
+import pytest
+
+from rlhf_jax.configs import BadInput
+from rlhf_jax.data.batches import batches, mixed
+
+
+def rows(count, start=0):
+  return [{'tokens': np.array([start + index, 7], np.int32), 'valid': np.array([True, False])}
+          for index in range(count)]
+
+
+def seen(found, steps):
+  return [found[step]['tokens'][:, 0].tolist() for step in steps]
+
+
+def chained(parts):
+  return list(itertools.chain.from_iterable(parts))
+
+
+def test_a_batch_is_a_pure_function_of_seed_and_step():
+  one, two = batches(rows(23), 4, seed=3), batches(rows(23), 4, seed=3)
+  forwards = seen(one, range(40))
+  assert seen(two, reversed(range(40))) == forwards[::-1]
+  assert seen(two, [17, 3, 17]) == [forwards[17], forwards[3], forwards[17]]
+  assert seen(batches(rows(23), 4, seed=4), range(40)) != forwards
+
+
+def test_shapes_and_types():
+  batch = batches(rows(5), 3, 0)[0]
+  assert batch['tokens'].shape == (3, 2) and batch['tokens'].dtype == np.int32
+  assert batch['valid'].dtype == bool
+
+
+def test_every_epoch_sees_every_row_once_in_another_order():
+  found = batches(rows(24), 4, 0)
+  assert found.epoch == 6
+  epochs = [chained(seen(found, range(6 * epoch, 6 * epoch + 6))) for epoch in range(4)]
+  for epoch in epochs:
+    assert sorted(epoch) == list(range(24)) and epoch != list(range(24))
+  assert len(set(map(tuple, epochs))) == 4
+
+
+def test_epochs_run_on_across_batches():
+  found = batches(rows(7), 3, 0)
+  assert found.epoch == 2
+  stream = chained(seen(found, range(14)))
+  assert [sorted(stream[start:start + 7]) for start in range(0, 42, 7)] == [list(range(7))] * 6
+  small = batches(rows(2), 5, 0)
+  assert small.epoch == 1 and len(seen(small, [0])[0]) == 5
+
+
+def test_the_last_rows_of_a_mixed_batch_are_of_the_second():
+  found = mixed(rows(12), rows(40, start=100), 8, 0.26, seed=1)
+  assert found.epoch == 2
+  taken = seen(found, range(20))
+  for batch in taken:
+    assert all(row < 100 for row in batch[:6]) and all(row >= 100 for row in batch[6:])
+  assert sorted(chained(batch[:6] for batch in taken[:2])) == list(range(12))
+  assert sorted(chained(batch[6:] for batch in taken)) == list(range(100, 140))
+  assert seen(mixed(rows(12), rows(40, start=100), 8, 0.26, seed=1), [13]) == [taken[13]]
+
+
+def test_nothing_mixed_in_is_the_first_alone():
+  alone = batches(rows(12), 4, 5)
+  assert seen(mixed(rows(12), rows(9), 4, 0.0, 5), range(9)) == seen(alone, range(9))
+
+
+def test_what_cannot_be():
+  with pytest.raises(BadInput, match='found none'):
+    batches([], 4, 0)
+  with pytest.raises(BadInput, match='leave room in a batch of 4'):
+    mixed(rows(4), rows(4), 4, 1.0, 0)
+
+
+def test_a_batch_takes_little_time():
+  found = batches(rows(5000), 32, 0)
+  taken = []
+  for step in range(50):
+    start = time.perf_counter()
+    found[step]
+    taken.append(time.perf_counter() - start)
+  assert min(taken) < 0.005  # seconds; the least of many, since others may use the cores

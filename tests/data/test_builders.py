@@ -1,0 +1,243 @@
+"""Builders: the card adds up; builds are reused, repeatable, whole or absent; no TensorFlow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+
+import numpy as np
+import pytest
+
+from rlhf_jax.configs import BadInput, Source
+from rlhf_jax.configs import Tokenizer as TokenizerConfig
+from rlhf_jax.data import builders, datasets
+from rlhf_jax.data.builders import Place
+from rlhf_jax.data.tokenizer import Tokenizer
+
+LIMITS = {'prompt_length': 12, 'response_length': 8, 'length': 16, 'k_max': 3, 'heldout': 0.2}
+ROWS = {
+  'text': [{'text': f'some text number {index}'} for index in range(30)],
+  'prompts': [{'prompt': f'ask {index}'} for index in range(30)],
+  'demonstrations': [{'prompt': f'ask {index}', 'response': f'r{index}'} for index in range(30)],
+  'rankings': [{'prompt': f'ask {index}', 'completions': ['a', 'b', f'c{index % 3}'],
+                'ranks': [1, 2 + index % 2, 2], 'labeler': f'l{index % 4}'} for index in range(30)],
+}
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+  return Tokenizer.train(['some text number ask'] * 9, 280)
+
+
+@pytest.fixture
+def place(tmp_path):
+  data = tmp_path / 'data'
+  data.mkdir()
+  for kind, rows in ROWS.items():
+    (data / f'{kind}.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  return Place(tmp_path / 'workdir', data)
+
+
+def source(kind):
+  return (Source(kind, (f'{kind}.jsonl',)),)
+
+
+def stacked(rows):
+  return {name: np.stack([rows[index][name] for index in range(len(rows))]) for name in rows[0]}
+
+
+@pytest.mark.parametrize('kind', ROWS)
+def test_rows_come_back_as_they_were_laid_out(kind, place, tokenizer):
+  built = builders.build(source(kind), tokenizer, place, **LIMITS)
+  shapes = {'text': (16,), 'prompts': (12,), 'demonstrations': (20,), 'rankings': (3, 20)}
+  for rows in (built.train, built.heldout):
+    assert len(rows) and rows[0]['tokens'].shape == shapes[kind]
+    assert rows[0]['tokens'].dtype == np.int32 and rows[0]['valid'].dtype == bool
+    for _ in range(2):  # decoded, then from memory
+      row = rows[len(rows) - 1]
+      assert set(row) == {'text': {'tokens', 'valid', 'mask'}, 'prompts': {'tokens', 'valid'},
+                          'demonstrations': {'tokens', 'valid', 'mask'},
+                          'rankings': {'tokens', 'valid', 'mask', 'ranks', 'present'}}[kind]
+    with pytest.raises(IndexError):
+      rows[len(rows)]
+    with pytest.raises(ValueError, match='read-only'):
+      rows[0]['tokens'][0] = 5
+  card = built.card
+  assert card['rows'] == {'train': len(built.train), 'heldout': len(built.heldout)}
+  assert card['split']['train'] + card['split']['heldout'] == 30 and card['split']['heldout'] == 6
+  assert card['sources'][f'{kind}.jsonl']['kept'] == card['records'] == 30
+  assert card['valid_tokens']['train'] == int(stacked(built.train)['valid'].sum())
+  if kind == 'rankings':
+    assert card['labelers'] == 4 and card['k'] == {'3': 30}
+    one = built.train[0]
+    assert one['present'].all() and tokenizer.decode(one['tokens'][0][12:]) == 'a'
+
+
+def test_a_demonstration_reads_back_as_text(place, tokenizer):
+  rows = builders.build(source('demonstrations'), tokenizer, place, **LIMITS | {'heldout': 0}).train
+  texts = [(tokenizer.decode(row['tokens'][:12][row['valid'][:12]]),
+            tokenizer.decode(row['tokens'][row['mask']])) for row in (rows[0], rows[29])]
+  assert texts == [('ask 0', 'r0'), ('ask 29', 'r29')]
+  assert [row['tokens'][row['mask']][-1] for row in (rows[0], rows[29])] == [tokenizer.eos] * 2
+
+
+def test_no_held_out_rows_when_none_are_asked_for(place, tokenizer):
+  built = builders.build(source('text'), tokenizer, place, **LIMITS | {'heldout': 0.0})
+  assert len(built.heldout) == 0 and built.card['split'] == {'train': 30, 'heldout': 0}
+  with pytest.raises(IndexError):
+    built.heldout[0]
+
+
+def test_a_second_call_reuses_and_a_change_builds_anew(place, tokenizer, monkeypatch):
+  first = builders.build(source('demonstrations'), tokenizer, place, **LIMITS)
+  folders = sorted((place.workdir / 'data').iterdir())
+  assert len(folders) == 1
+  with monkeypatch.context() as patch:
+    patch.setattr(datasets, 'write', lambda *_: pytest.fail('built again'))
+    again = builders.build(source('demonstrations'), tokenizer, place,
+                           **LIMITS | {'length': 99, 'k_max': 7})  # of no use to demonstrations
+    assert again.card == first.card
+    np.testing.assert_equal(stacked(again.train), stacked(first.train))
+  for change in ({'seed': 1}, {'prompt_length': 13}, {'response_length': 9}, {'heldout': 0.1},
+                 {'prompt_cut': 'head'}):
+    builders.build(source('demonstrations'), tokenizer, place, **LIMITS | change)
+  builders.build(source('demonstrations'), Tokenizer.train(['x'], 259), place, **LIMITS)
+  builders.build(source('demonstrations'), tokenizer, Place(place.workdir, place.data, True),
+                 **LIMITS)
+  path = place.data / 'demonstrations.jsonl'
+  path.write_text(path.read_text() + '{"prompt": "new", "response": "one"}\n')
+  assert builders.build(source('demonstrations'), tokenizer, place, **LIMITS).card['records'] == 31
+  assert len(list((place.workdir / 'data').iterdir())) == 9
+
+
+def test_two_workdirs_hold_the_same_bits(place, tokenizer, tmp_path):
+  for kind in ROWS:
+    one = builders.build(source(kind), tokenizer, place, **LIMITS)
+    two = builders.build(source(kind), tokenizer, Place(tmp_path / 'other', place.data), **LIMITS)
+    assert one.card == two.card
+    np.testing.assert_equal(stacked(one.train), stacked(two.train))
+    np.testing.assert_equal(stacked(one.heldout), stacked(two.heldout))
+  names = [sorted(path.name for path in (folder / 'data').iterdir())
+           for folder in (place.workdir, tmp_path / 'other')]
+  assert names[0] == names[1]
+
+
+def test_a_rankings_file_is_given_by_its_path(place, tokenizer):
+  path = place.data / 'rankings.jsonl'
+  for data in (path, str(path)):
+    built = builders.build(data, tokenizer, place, **LIMITS)
+    assert built.card['kind'] == 'rankings' and built.card['records'] == 30
+
+
+def test_nothing_left_to_train_on(place, tokenizer):
+  with pytest.raises(BadInput, match=r'found none of 30 left; refused: {"response too long": 30}'):
+    builders.build(source('demonstrations'), tokenizer, place, **LIMITS | {'response_length': 2})
+  assert not list(place.workdir.rglob('*'))
+
+
+def test_a_failed_build_leaves_nothing(place, tokenizer, monkeypatch):
+  def fail(kind, splits, folder):
+    (folder / 'half').write_text('x')
+    raise RuntimeError('array_record: No space left on device')
+  with monkeypatch.context() as patch:
+    patch.setattr(datasets, 'write', fail)
+    with pytest.raises(BadInput, match='no space left on the disk'):
+      builders.build(source('text'), tokenizer, place, **LIMITS)
+  assert list((place.workdir / 'data').iterdir()) == []
+  assert len(builders.build(source('text'), tokenizer, place, **LIMITS).train)
+
+
+SCRIPT = textwrap.dedent('''
+  import os, pathlib, signal, sys
+  from rlhf_jax.configs import Source
+  from rlhf_jax.data import builders, datasets
+  from rlhf_jax.data.tokenizer import Tokenizer
+  when, workdir, data, tokenizer = sys.argv[1:]
+  real = datasets.write
+  def write(*args):
+    if when == 'before':
+      (args[2] / 'rubbish').write_text('torn')
+      os.kill(os.getpid(), signal.SIGKILL)
+    real(*args)
+    if when == 'after':
+      os.kill(os.getpid(), signal.SIGKILL)
+  datasets.write = write
+  place = builders.Place(pathlib.Path(workdir), pathlib.Path(data))
+  built = builders.build((Source('text', ('text.jsonl',)),), Tokenizer.from_file(tokenizer), place,
+                         length=16, heldout=.2)
+  print(len(built.train), 'tensorflow' in sys.modules, 'jax' in sys.modules)
+''')
+
+
+def test_a_killed_build_is_done_again_without_tensorflow_or_jax(place, tokenizer, tmp_path):
+  tokenizer.save(tmp_path / 'tokenizer.json')
+
+  def start(when):
+    return subprocess.run(
+      [sys.executable, '-c', SCRIPT, when, place.workdir, place.data, tmp_path / 'tokenizer.json'],
+      capture_output=True, text=True, check=False, env=os.environ | {
+        'PYTHONPATH': os.pathsep.join(path for path in sys.path if path)})
+
+  for when in ('before', 'after'):
+    assert start(when).returncode == -signal.SIGKILL
+    folders = list((place.workdir / 'data').iterdir())
+    assert len(folders) == 1 and folders[0].name.startswith('.')
+  done = start('never')
+  assert done.returncode == 0, done.stderr
+  whole = builders.build(source('text'), tokenizer, Place(tmp_path / 'whole', place.data),
+                         length=16, heldout=0.2)
+  assert done.stdout.split() == [str(len(whole.train)), 'False', 'False']
+  folders = list((place.workdir / 'data').iterdir())
+  assert len(folders) == 1 and not folders[0].name.startswith('.')
+  again = builders.build(source('text'), tokenizer, place, length=16, heldout=0.2)
+  np.testing.assert_equal(stacked(again.train), stacked(whole.train))
+
+
+def test_other_processes_wait_for_the_first(place, tokenizer, monkeypatch):
+  built = builders.build(source('text'), tokenizer, place, **LIMITS)
+  monkeypatch.setattr(builders.sources, 'process', lambda: 1)
+  monkeypatch.setattr(datasets, 'write', lambda *_: pytest.fail('not process 0'))
+  assert builders.build(source('text'), tokenizer, place, **LIMITS).card == built.card
+  waited = []
+  monkeypatch.setattr(builders.sources, 'wait_for', lambda path: waited.append(path.name))
+  with pytest.raises(FileNotFoundError):
+    builders.build(source('prompts'), tokenizer, place, **LIMITS)
+  assert len(waited) == 1 and waited[0].startswith('prompts-')
+
+
+def test_the_summary_is_one_paragraph(place, tokenizer, caplog):
+  path = place.data / 'demonstrations.jsonl'
+  path.write_text(path.read_text() + '{"prompt": "a", "response": "much too long a thing"}\n5\n')
+  caplog.set_level('INFO', logger='rlhf_jax')
+  place = Place(place.workdir, place.data, skip_bad_rows=True)
+  builders.build(source('demonstrations'), tokenizer, place, **LIMITS)
+  said = [record.getMessage() for record in caplog.records if record.name == 'rlhf_jax']
+  assert said == ['demonstrations: demonstrations.jsonl: 32 rows read, 31 records kept, refused: '
+                  '1 not an object; 24 rows to train on, 6 held out; refused at the limits: '
+                  '1 response too long']
+
+
+def test_a_tokenizer_is_trained_once_on_training_text_alone(place):
+  config, limits = TokenizerConfig(vocabulary=300), {'heldout': 0.2, 'seed': 0}
+  first = builders.tokenizer_for(config, source('text'), place, **limits)
+  assert 259 < first.vocabulary <= 300
+  files = list((place.workdir / 'data').glob('tokenizer-*.json'))
+  assert len(files) == 1
+  assert builders.tokenizer_for(config, source('text'), place, **limits).json == first.json
+  train, heldout = builders.split(builders.read(source('text'), place)[0], 0.2, 0)
+  assert heldout and first.json == Tokenizer.train([r.text for r in train], 300).json
+  named = builders.tokenizer_for(TokenizerConfig(file=str(files[0])), (), place)
+  assert named.json == first.json
+
+
+def test_prompts_for_sampling_are_cut_like_those_of_datasets(place, tokenizer):
+  path = place.data / 'prompts.jsonl'
+  path.write_text('{"prompt": "ask 1. And then some more that is long", "customer": "c"}\n')
+  found, card = builders.read_prompts(source('prompts'), tokenizer, place, prompt_length=8,
+                                      prompt_cut='head')
+  assert [(record.prompt, record.customer) for record in found] == [('ask 1.', 'c')]
+  assert card['cut']['prompts']['count'] == 1
+  with pytest.raises(BadInput, match=r"prompts.jsonl:1: field 'prompt': expected at most 8 tokens"):
+    builders.read_prompts(source('prompts'), tokenizer, place, prompt_length=8)
