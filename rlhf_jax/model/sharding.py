@@ -101,12 +101,11 @@ def state_shardings(mesh: jax.sharding.Mesh, shapes: Any, axes: Any) -> Any:
 
   Args:
     shapes: tree of arrays or ShapeDtypeStructs.
-    axes: logical axes of the parameters (a tree of tuples, or several such trees merged). A leaf of
-      `shapes` whose
+    axes: {role: logical axes of a model's parameters, a tree of tuples}. A leaf of `shapes` whose
       path ends in a parameter's path lies as that parameter does; every other leaf is replicated.
   """
   table = {
-    _keys(p): a for p, a in jax.tree_util.tree_flatten_with_path(
+    _keys(p)[1:]: a for p, a in jax.tree_util.tree_flatten_with_path(
       axes, is_leaf=lambda a: isinstance(a, tuple))[0]
   }
   longest = max((len(k) for k in table), default=0)
