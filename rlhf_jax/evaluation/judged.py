@@ -20,7 +20,7 @@ from rlhf_jax.feedback.agreement import ratio_interval
 # key: a judge leaves 'hallucination' out where the prompt brings no passage. Other flags get the
 # name FLAG_rate.
 RATES = {'hallucination': 'hallucination_rate', 'truthful': 'truthful_rate', 'rude': 'rude_rate',
-         'constraint_satisfied': 'constraint_rate'}
+         'constraint_satisfied': 'constraint_rate', 'refuses': 'refusal_rate'}
 
 
 def judge_rows(

@@ -152,7 +152,11 @@ def _distinct(samples: Sequence[Any]) -> list[Any]:
 def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path, name: str,
            sample: _Sampler, blocks: Sequence[Block]) -> records.Judge:
   """The judge, calibrated if it can be: as in the run config.calibration, or else on this run's
-  first samples."""
+  first samples.
+
+  A judge can be if it has `calibrate(prompts, responses) -> dict`, for all labelers that it knows
+  (another run may ask others than this one), and `calibrated(dict) -> judge`.
+  """
   judge = records.load_judge(config.judge)
   path = folder / 'judge.json'
   if not hasattr(judge, 'calibrate'):
@@ -172,8 +176,7 @@ def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path,
     texts = [[response.marked for response in completions]
              for block in used for completions in sample.kept[block.index]]
     asked = sample.prompts[:len(texts)]
-    builders.write_text(path, json.dumps(
-      judge.calibrate(asked, texts, config.labelers), indent=1))
+    builders.write_text(path, json.dumps(judge.calibrate(asked, texts), indent=1))
     _LOG.info('%s: judge calibrated on the samples of %d prompts', name, len(asked))
   return judge.calibrated(json.loads(path.read_text(encoding='utf-8')))
 

@@ -85,6 +85,8 @@ def claims(contents: Contents) -> list[Claim]:
   found += _reward_claims(contents.results.get('reward_model') or {})
   if told.best in models and told.against in models:
     found.append(_loss_claim(models, told))
+  if told.against in models:
+    found.append(_done_claim(models[told.against], told.against))
   return [claim for claim in found if claim is not None]
 
 
@@ -186,3 +188,15 @@ def _loss_claim(models: Mapping[str, Any], told: Roles) -> Claim | None:
     loss <= base * (1 + LOSS_RISE),
     f'{loss:.3f} against {base:.3f} nats a token ({loss / base - 1:+.1%})',
   )
+
+
+def _done_claim(entry: Mapping[str, Any], name: str) -> Claim | None:
+  """A judge that flags failed tasks says whether every category is done at all."""
+  cells = entry.get('by_category') or {}
+  done = {category: 1 - cell['fails_task_rate'] for category, cell in cells.items()
+          if cell.get('fails_task_rate') is not None}
+  if not done:
+    return None
+  worst = min(done, key=done.get)
+  return Claim(f'{name} does every category at least sometimes', done[worst] > 0,
+               f'least often {worst}: {percent(done[worst])}')

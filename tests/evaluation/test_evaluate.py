@@ -109,7 +109,7 @@ def made(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def told(made):
+def told(made, quick_compilation):
   config, parents, place = made
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(records, 'load_judge', lambda name: judge)
