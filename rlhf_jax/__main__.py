@@ -62,7 +62,7 @@ def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
     default=0,
     metavar='N',
     help='trace N steps of every trained run for TensorBoard and Perfetto, in DIR/RUN/profile')
-  run.add_argument('--checkpoint-seconds', type=float, default=8.0, metavar='S',
+  run.add_argument('--checkpoint-seconds', type=float, default=5.0, metavar='S',
                    help='seconds between two checkpoints: the most work a kill costs')
   run.add_argument('--RUN.field', dest='field', metavar='value', help='set a field of a run, e.g. '
                    '--sft.optimizer.learning_rate 1e-3; `run FILE --help` lists them')

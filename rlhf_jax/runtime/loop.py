@@ -50,7 +50,7 @@ logger = logging.getLogger('rlhf_jax')
 @dataclasses.dataclass(frozen=True)
 class Options:
   """What does not change a result."""
-  checkpoint_seconds: float = 8.0  # between two saves: what a kill costs
+  checkpoint_seconds: float = 5.0  # between two saves: what a kill costs
   profile: int = 0  # steps to trace, 0: none
 
 
@@ -264,19 +264,21 @@ class _Run:
     return update
 
   def _evaluate(self, step: int, state: Any, frozen: Any) -> tuple[Any, dict]:
+    started = time.monotonic()
     found = self.stage.evaluate(state, frozen, step)
     if found is None:
       return state, {}
     metrics, rows = found
     self.metrics.write_evaluation(step, rows)
-    return self.stage.keep(state, metrics), metrics
+    state = self.stage.keep(state, metrics)
+    return state, metrics | {'evaluation_seconds': time.monotonic() - started}
 
   def _tell(self, step: int, metrics: Any, evaluated: Mapping[str, Any]) -> None:
     """Writes a step's row and shows it; waits for that step to be done."""
     values = dict(jax.device_get(metrics))
     samples = values.pop('samples', None)
     now = time.monotonic()
-    seconds, self.told = now - self.told, now
+    seconds, self.told = now - self.told - evaluated.get('evaluation_seconds', 0.0), now
     clock = {'step_seconds': seconds, 'elapsed_seconds': self.watch.seconds}
     if self.stage.tokens:
       clock['tokens_per_second'] = self.stage.tokens / max(seconds, 1e-9)

@@ -1,0 +1,89 @@
+"""Experiment files: what is refused, and that the message says where and what to do."""
+
+import pytest
+
+from rlhf_jax.configs import BadInput
+from rlhf_jax.runtime import experiment
+
+GOOD = """
+from rlhf_jax.configs import *
+runs = {
+  'gpt': Language(steps=3),
+  'sft': Language(init_from='gpt'),
+  'rankings': Collect(policy='sft'),
+  'reward': Reward(init_from='sft', data='rankings', heldout_data=(Source(kind='rankings'),)),
+  'ppo': PPO(policy='sft', reward='reward'),
+  'own': PPO(policy='sft', reward='my_rewards.py:score'),
+  'evaluation': Evaluate(models={'a': Sampled('ppo'), 'b': Sampled('sft', best_of=4)},
+                         against='b', reward='reward', rankings='rankings'),
+}
+"""
+
+
+@pytest.fixture
+def written(tmp_path):
+  """Writes an experiment file and reads it."""
+  def load(text):
+    file = tmp_path / 'mine.py'
+    file.write_text(text) if isinstance(text, str) else file.write_bytes(text)
+    return experiment.load(file)
+  return load
+
+
+def test_order_is_parents_first_and_only_what_is_needed(written):
+  read = written(GOOD)
+  assert list(read.runs) == [
+    'gpt', 'sft', 'rankings', 'reward', 'ppo', 'own', 'evaluation']
+  assert experiment.order(read, ['reward']) == ['gpt', 'sft', 'rankings', 'reward']
+  assert experiment.order(read, ['own']) == ['gpt', 'sft', 'own']
+  assert experiment.order(read, ['ppo', 'gpt']) == [
+    'gpt', 'sft', 'rankings', 'reward', 'ppo']
+  assert experiment.references(read.runs['evaluation']) == {
+    'reward': 'reward', 'rankings': 'rankings', 'models.a': 'ppo', 'models.b': 'sft'}
+
+
+@pytest.mark.parametrize('before, after, said', [
+  ("'sft': Language(init_from='gpt')", "'sft': Language(init_from='gtp')",
+   r"mine.py:5: runs\['sft'\].init_from names the run 'gtp'.*did you mean gpt"),
+  ('steps=3', 'steps=3.5', r"mine.py:4: runs\['gpt'\].steps is 3.5 \(float\); expected int"),
+  ('steps=3', 'steps=True', r'steps is True \(bool\); expected int'),
+  ('steps=3', "seed='0'", r"seed is '0' \(str\); expected int"),
+  ('steps=3', 'model=Model(bias=1)', r"\['gpt'\].model.bias is 1 \(int\); expected true\|false"),
+  ('steps=3', "data=('a.txt',)", r"gpt'\].data.0 is 'a.txt' \(str\); expected Source"),
+  ('steps=3', 'data=Source()', r"gpt'\].data is Source"),
+  ('steps=3', 'stepz=3', r"mine.py:4: Language has no field 'stepz'; did you mean steps"),
+  ('steps=3', "init_from='sft'", r'needs itself: gpt → sft → gpt'),
+  ("policy='sft', reward='reward'", "policy='reward', reward='reward'",
+   r"ppo'\].policy names 'reward', a Reward; expected Language or PPO"),
+  ("against='b'", "against='sft'", r"against is 'sft', not an entry of its models"),
+  ("Sampled('ppo')", 'Sampled()', r'models.a names no run'),
+  ("'gpt': Language(steps=3)", "'gpt': 7", r"runs\['gpt'\] is 7 \(int\); expected Language, "),
+  ("'gpt': ", "'data': ", r"'data' cannot name a run"),
+  ("'gpt': ", "'../gpt': ", r"'../gpt' cannot name a run"),
+  ("'gpt': Language(steps=3)", "'gpt': Language(steps=3", r'mine.py:\d+: closing parenthesis'),
+  ('runs = {', 'rums = {', r'mine.py: sets no `runs`'),
+  ('runs = {', 'x = 1 / 0\nruns = {', r'mine.py:3: ZeroDivisionError: division by zero'),
+  ('runs = {', 'import nosuchmodule\nruns = {', r'mine.py:3: ModuleNotFoundError.*nosuchmodule'),
+])
+def test_refused(written, before, after, said):
+  assert before in GOOD
+  with pytest.raises(BadInput, match=said):
+    written(GOOD.replace(before, after))
+
+
+def test_not_a_text_file_and_no_file(written, tmp_path):
+  with pytest.raises(BadInput, match=r'mine.py'):
+    written(b'runs = "\xff\xfe"')
+  with pytest.raises(BadInput, match=r'mime.py: no such experiment file; did you mean .*mine.py'):
+    experiment.load(tmp_path / 'mime.py')
+
+
+def test_a_run_nobody_wrote_has_near_misses(written):
+  with pytest.raises(BadInput, match=r"has no run 'rewrad'; did you mean reward"):
+    experiment.order(written(GOOD), ['rewrad'])
+
+
+def test_experiment_files_import_each_other(tmp_path, written):
+  (tmp_path / 'sizes_of_mine.py').write_text('STEPS = 5\n')
+  read = written('from sizes_of_mine import STEPS\n' + GOOD.replace('steps=3', 'steps=STEPS'))
+  assert read.runs['gpt'].steps == 5

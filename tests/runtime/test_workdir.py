@@ -1,0 +1,91 @@
+"""The small files: whole or absent, compared by what counts, read back as they were."""
+
+import errno
+import json
+import os
+
+import numpy as np
+import pytest
+
+from rlhf_jax import configs
+from rlhf_jax.runtime import workdir
+
+PPO = configs.PPO(prompts=(configs.Source(files=('a', 'b'), kind='prompts'),), reward='x.py:f',
+                  mesh=configs.Mesh(data=2), kl_coef=0.1)
+
+
+@pytest.mark.parametrize('config', [
+  PPO, configs.Language(), configs.Collect(k=(2, 3), labelers=('a', 'b')),
+  configs.Reward(data=(configs.Source(),), heldout_data='held'), configs.Reward(),
+  configs.Evaluate(models={'a': configs.Sampled('b', 0.5, 4, 'x')})])
+def test_a_config_is_read_back_as_it_was(tmp_path, config):
+  workdir.write_json(tmp_path / 'config.json', workdir.describe(config, {}))
+  assert workdir.config_of(tmp_path) == config
+
+
+def test_hash_counts_fields_kind_and_parents_and_not_the_mesh():
+  import dataclasses
+  of = lambda config, **parents: workdir.describe(config, parents)['hash']
+  assert of(PPO) == of(dataclasses.replace(PPO, mesh=configs.Mesh(tensor=4)))
+  different = {of(PPO), of(dataclasses.replace(PPO, kl_coef=0.2)), of(PPO, policy=('sft', '1')),
+               of(PPO, policy=('sft', '2')), of(PPO, policy=('gpt', '1'))}
+  assert len(different) == 5
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+  path = tmp_path / 'a.json'
+  workdir.write_json(path, {'x': 1})
+
+  def full(_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(workdir.os, 'fsync', full)
+  with pytest.raises(OSError, match='No space'):
+    workdir.write_json(path, {'x': 2})
+  assert json.loads(path.read_text()) == {'x': 1}
+  assert list(tmp_path.iterdir()) == [path]
+
+
+def test_json_holds_no_nan_and_no_numpy(tmp_path):
+  value = {'a': float('nan'), 'b': [np.float32(np.inf), np.int64(3)], 'c': np.arange(2), 'd': True,
+           'e': np.float32(0.5), 'f': {'g': (1, None)}}
+  workdir.write_json(tmp_path / 'x.json', value)
+  assert json.loads((tmp_path / 'x.json').read_text()) == {
+    'a': None, 'b': [None, 3], 'c': [0, 1], 'd': True, 'e': 0.5, 'f': {'g': [1, None]}}
+
+
+def test_a_broken_file_is_named(tmp_path):
+  (tmp_path / 'config.json').write_text('{"kind": "PP')
+  with pytest.raises(configs.BadInput, match=r'config.json: is not JSON'):
+    workdir.config_of(tmp_path)
+  (tmp_path / 'config.json').write_text('{"kind": "PPO", "config": {"bata": 3}}')
+  with pytest.raises(configs.BadInput, match=r'not a config of this version'):
+    workdir.config_of(tmp_path)
+  with pytest.raises(configs.BadInput, match=r'holds no run'):
+    workdir.config_of(tmp_path / 'nothing')
+
+
+@pytest.mark.parametrize('error, full', [
+  (OSError(errno.ENOSPC, 'x'), True),
+  (OSError(errno.EDQUOT, 'x'), True),
+  (ValueError('RESOURCE_EXHAUSTED: Error writing "/x" [OS error 28: ENOSPC '
+              'No space left on device]'), True),
+  (RuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 12 bytes'), False),
+  (OSError(errno.EACCES, 'x'), False),
+])
+def test_a_full_disk_is_recognised(error, full):
+  assert workdir.is_no_space(error) is full
+  try:
+    try:
+      raise error
+    except Exception as inner:
+      raise RuntimeError('a save failed') from inner
+  except RuntimeError as outer:
+    assert workdir.is_no_space(outer) is full
+
+
+def test_the_stopwatch_goes_on(tmp_path):
+  workdir.write_json(tmp_path / 'seconds.json', {'seconds': 100.0})
+  with workdir.Stopwatch(tmp_path).ticking() as watch:
+    assert 100 <= watch.seconds < 105
+  assert 100 <= json.loads((tmp_path / 'seconds.json').read_text())['seconds'] < 105
