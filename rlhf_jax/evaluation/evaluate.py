@@ -70,6 +70,7 @@ def run(
     evaluation.model(config.against).tokenizer,
     place,
     prompt_length=config.prompt_length,
+    prompt_cut=config.prompt_cut,
   )
   evaluation = dataclasses.replace(evaluation, prompts=prompts)
   # Rankings first: what is wrong with them is said before the long work begins.

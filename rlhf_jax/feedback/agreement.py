@@ -6,7 +6,6 @@ over prompts. Left out: chance-corrected coefficients (the paper reports the pla
 """
 
 import functools
-import itertools
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
@@ -62,18 +61,23 @@ def by_prompt(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
   return list(groups.values())
 
 
-def ordered_alike(first: Sequence[int], second: Sequence[int]) -> tuple[int, int]:
-  """Of the pairs that neither ranking ties: (how many both order alike, how many there are)."""
-  a, b = (
-    np.sign(np.subtract.outer(ranks, ranks))[np.triu_indices(len(ranks), 1)]
-    for ranks in (first, second)
-  )
-  told = (a != 0) & (b != 0)
-  return int(np.sum(told & (a == b))), int(np.sum(told))
+def ordered_alike(ranks: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
+  """For every two of L labelers, of the pairs of completions that neither of them ties: how many
+  both order alike, and how many there are; int64[L, L] each.
+
+  Args:
+    ranks: [L, K].
+  """
+  order = np.asarray(ranks)
+  first, second = np.triu_indices(order.shape[1], 1)
+  signs = np.sign(order[:, first] - order[:, second])  # [L, pairs]; 0: tied
+  told = np.abs(signs) @ np.abs(signs).T
+  return (told + signs @ signs.T) // 2, told
 
 
 def agreement(
-    rankings: Sequence[Ranking], counted: Callable[[str, str], bool] = lambda first, second: True,
+  rankings: Sequence[Ranking],
+  counted: Callable[[str, str], bool] = lambda first, second: True,
 ) -> dict[str, Any]:
   """Agreement over every two labelers of the same completions for whom `counted(labeler, labeler)`
   holds.
@@ -84,13 +88,19 @@ def agreement(
   """
   alike, told = [], []
   for group in by_prompt(rankings):
-    counts = [ordered_alike(a.ranks, b.ranks) for a, b in itertools.combinations(group, 2)
-              if counted(a.labeler, b.labeler)]
-    alike.append(sum(count[0] for count in counts))
-    told.append(sum(count[1] for count in counts))
+    names = [ranking.labeler for ranking in group]
+    wanted = np.array([[i < j and counted(a, b) for j, b in enumerate(names)]
+                       for i, a in enumerate(names)])
+    both, all_told = ordered_alike([ranking.ranks for ranking in group])
+    alike.append(int(both[wanted].sum()))
+    told.append(int(all_told[wanted].sum()))
   share, interval = ratio_interval(alike, told)
-  return {'agreement': share, 'agreement_ci': interval, 'pairs': int(sum(told)),
-          'prompts': int(np.count_nonzero(told))}
+  return {
+    'agreement': share,
+    'agreement_ci': interval,
+    'pairs': sum(told),
+    'prompts': int(np.count_nonzero(told)),
+  }
 
 
 def within(labelers: Collection[str]) -> Callable[[str, str], bool]:

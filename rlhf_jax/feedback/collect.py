@@ -55,7 +55,8 @@ def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Pla
   policy = parents['policy']
   folder.mkdir(parents=True, exist_ok=True)
   prompts, card = builders.read_prompts(
-    config.prompts, policy.tokenizer, place, prompt_length=config.prompt_length)
+    config.prompts, policy.tokenizer, place, prompt_length=config.prompt_length,
+    prompt_cut=config.prompt_cut)
   blocks = plan([draw_k(config, index) for index in range(len(prompts))], config.batch)
   sample = _Sampler(config, policy, prompts)
   judge = _judge(config, place, folder, name, sample, blocks)

@@ -22,7 +22,8 @@ def ranked(labeler, ranks, prompt='p'):
   ((1, 1, 1), (1, 2, 3), (0, 0)),
   ((1, 4, 9), (1, 2, 3), (3, 3))])  # only the order counts
 def test_ordered_alike(first, second, expected):
-  assert agreement.ordered_alike(first, second) == expected
+  alike, told = agreement.ordered_alike([first, second])
+  assert (alike[0, 1], told[0, 1]) == (alike[1, 0], told[1, 0]) == expected
 
 
 def test_share_over_all_pairs_of_labelers():
