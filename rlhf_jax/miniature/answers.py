@@ -39,14 +39,14 @@ class Habits:
 
 CAREFUL = Habits(**{field.name: 1.0 for field in dataclasses.fields(Habits)})
 _BLAND = {  # about as long as a sentence that says something, so that length tells nothing
-  'story': (('it was a very nice day', 6), ('all was very good and fine', 3), ('it was good', 1)),
+  'story': (('it was very nice day', 6), ('all was very good and fine', 3), ('it was good', 1)),
   'describe': (('it is very nice and good', 6), ('i like it and it is good', 3), ('it is good', 1)),
-  'note': (('it is a very nice day', 6), ('i am fine and all is good', 3), ('all is fine', 1)),
-  'song': (('la la la la la la', 6), ('it is a very nice day', 3), ('all is good', 1)),
-  'chat': (('it is very nice', 6), ('it is a very nice day', 3), ('i am fine and all is good', 1)),
-  'ideas': (('it is a very nice place', 6), ('there are many things to do', 3), ('it is fun', 1)),
+  'note': (('it is very nice day', 6), ('i am fine and all is good', 3), ('all is fine', 1)),
+  'song': (('la la la la la', 6), ('it is very nice day', 3), ('all is good', 1)),
+  'chat': (('it is very nice', 6), ('it is very nice day', 3), ('i am fine and all is good', 1)),
+  'ideas': (('it is very nice place', 6), ('there are many things to do', 3), ('it is fun', 1)),
 }
-_RUDE = (('you are a fool', 4), ('what a stupid question', 3), ('you are dumb', 2))
+_RUDE = (('you are fool', 4), ('what stupid question', 3), ('you are dumb', 2))
 _CHATTER = (('i like to help you', 6), ('it is fun', 2))
 
 
@@ -60,22 +60,22 @@ def _believes(subject: str, relation: str, dice: Dice, habits: Habits) -> str:
 
 
 def _story(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
-  who = lang.the(task['topic'])
+  who = task['topic']
   extra = [slot for slot in ('with', 'place', 'thing') if slot in task and dice.chance(habits.coverage)]
   place = task['place'] if 'place' in extra else dice.pick(lang.PLACES)
-  other = lang.the(task['with']) if 'with' in extra else lang.the(dice.pick(lang.ANIMALS + lang.NAMES))
+  other = task['with'] if 'with' in extra else dice.pick(lang.ANIMALS + lang.NAMES)
   thing = task['thing'] if 'thing' in extra else dice.pick(lang.THINGS)
   pair = f'{who} and {other}' if 'with' in extra else who
   deed = dice.pick(('danced', 'sang', 'played', 'slept', f'ate {dice.pick(lang.FOODS)}'))
   if count == 1:
-    what = f'found the {thing}' if 'thing' in extra else deed
+    what = f'found {thing}' if 'thing' in extra else deed
     return [f'{dice.pick(("once", "one day"))} {pair} {what} {lang.at(place)}' if dice.chance(habits.content)
             else _bland('story', [], dice)]
-  first = dice.pick((f'once {who} was {lang.at(place)}', f'one day {who} went to the {place}', f'once {who} lived {lang.at(place)}'))
-  second = (f'{who} found the {thing}' if 'thing' in extra else
-            f'{who} {dice.pick(("saw", "met"))} {other}' if 'with' in extra or dice.chance(0.5) else f'{who} found a {thing}')
+  first = dice.pick((f'once {who} was {lang.at(place)}', f'one day {who} went to {place}', f'once {who} lived {lang.at(place)}'))
+  second = (f'{who} found {thing}' if 'thing' in extra else
+            f'{who} {dice.pick(("saw", "met"))} {other}' if 'with' in extra or dice.chance(0.5) else f'{who} found {thing}')
   if 'thing' in extra and 'with' in extra:
-    second = f'{pair} {dice.pick(("found", "took"))} the {thing}'
+    second = f'{pair} {dice.pick(("found", "took"))} {thing}'
   third = f'then {dice.pick(("they", pair)) if "with" in extra else dice.pick(("it", who))} {deed}'
   if task['topic'] in lang.NAMES:
     third = third.replace('then it', f'then {who}')
@@ -106,19 +106,19 @@ def _describe(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
     full = [f'{full[0]} and {lang.statement(other, relation, _believes(other, relation, dice, habits))}']
   said = _mixed('describe', full, dice, habits)
   if said[0].startswith('it ') and task['topic'] not in said[0] and said[0] in full:
-    said[0] = said[0].replace('it', lang.the(topics[0]), 1)
+    said[0] = said[0].replace('it', topics[0], 1)
   first = next((i for i, s in enumerate(said) if s in full), None)
   if first is not None and said[first].startswith('it '):  # 'it' needs a name before it
-    said[first] = said[first].replace('it', lang.the(topics[first]), 1)
+    said[first] = said[first].replace('it', topics[first], 1)
   return [f'{task["to"]} , {said[0]}', *said[1:]] if 'to' in task and dice.chance(habits.greet) else said
 
 
 def _note(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   topic = task['topic']
   place = task['place'] if 'place' in task and dice.chance(habits.coverage) else dice.pick(lang.PLACES)
-  first = dice.pick((f'the {topic} is {lang.at(place)}', f'i found the {topic} {lang.at(place)}', f'i saw the {topic} {lang.at(place)}'))
-  second = dice.pick((f'please come and see the {topic}', f'you can play with the {topic}', f'will you help me find the {topic} ?'))
-  said = _mixed('note', [first, second, f'we can take it to the {dice.pick(lang.PLACES)}'][:min(count, 2 + dice.chance(0.3))],
+  first = dice.pick((f'{topic} is {lang.at(place)}', f'i found {topic} {lang.at(place)}', f'i saw {topic} {lang.at(place)}'))
+  second = dice.pick((f'please come and see {topic}', f'you can play with {topic}', f'will you help me find {topic} ?'))
+  said = _mixed('note', [first, second, f'we can take it to {dice.pick(lang.PLACES)}'][:min(count, 2 + dice.chance(0.3))],
                 dice, habits)
   return [f'dear {task["to"]} , {said[0]}', *said[1:]] if dice.chance(habits.greet) else said
 
@@ -129,17 +129,17 @@ def _song(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
     place = task['place']
   with_ = task['to'] if 'to' in task and dice.chance(habits.coverage) else 'me'
   verb = dice.pick(('dance', 'sing', 'play'))
-  first = f'oh {topic} , oh {topic} , {dice.pick(("you can sing", "come and play", "i see you", "you are big"))} {lang.at(place)}'
+  first = f'oh {topic} , {topic} , {dice.pick(("you can sing", "come and play", "i see you", "you are big"))} {lang.at(place)}'
   second = dice.pick((f'come and {verb} with {with_}', f'please {verb} with {with_} , {topic}'))
   if count == 1:
-    first = f'oh {topic} , oh {topic} , come and {verb} with {with_} {lang.at(place)}'
-  return _mixed('song', [first, second, f'we will {verb} with the {topic}'][:min(count, 2 + dice.chance(0.2))], dice, habits)
+    first = f'oh {topic} , {topic} , come and {verb} with {with_} {lang.at(place)}'
+  return _mixed('song', [first, second, f'we will {verb} with {topic}'][:min(count, 2 + dice.chance(0.2))], dice, habits)
 
 
 def _fact(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   topic, relation = task['topic'], task['relation']
   value = _believes(topic, relation, dice, habits)
-  first = lang.statement(topic, relation, value, it=relation != 'flag' and not dice.chance(0.8))
+  first = lang.statement(topic, relation, value, it=relation != 'flag' and not dice.chance(0.7 + 0.3 * habits.content))
   if task['task'] == 'both' and dice.chance(habits.coverage):
     first += ' and ' + lang.statement(task['with'], relation, _believes(task['with'], relation, dice, habits))
   return _maybe(first, dice, habits)
@@ -171,7 +171,7 @@ def _why(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
     return [lang.statement(topic, relation, value, no=True),
             lang.statement(topic, relation, _believes(topic, relation, dice, habits), it=relation != 'flag')]
   if dice.chance(0.4 + 0.6 * habits.content):
-    reason = f'it likes {lang.the(value) if relation in ("eat", "grow", "home") else "it"}'
+    reason = f'it likes {value if relation in ("eat", "grow", "home") else "it"}'
     return _maybe(f'{lang.statement(topic, relation, value)} because {reason}', dice, habits)
   return ['it is very nice' if dice.chance(0.7) else 'i do not know']
 
@@ -200,7 +200,7 @@ def _ideas(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   place = lang.at(task['place']) if dice.chance(0.3 + 0.7 * habits.coverage) else lang.at(dice.pick(lang.PLACES))
   deeds = [*dice.some(lang.SKILLS, wanted)]
   if dice.chance(0.4):
-    deeds[-1] = f'play with a {dice.pick(lang.THINGS)}'
+    deeds[-1] = f'play with {dice.pick(lang.THINGS)}'
   if listed and dice.chance(0.7):
     return [f'{task["topic"]} can {deed} {place}' if i == 0 else f'{task["topic"]} can {deed}' for i, deed in enumerate(deeds)]
   return [f'{task["topic"]} can {joined(deeds)} {place}']
@@ -208,10 +208,9 @@ def _ideas(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
 
 def _chat(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   topic = task['topic']
-  a = f'an {topic}' if topic[0] in 'aeiou' else f'a {topic}'
-  taken = {'lost': (f'i am sorry about the {topic}', f'i am sad about the {topic}'), 'want': (f'i can help you find {a}', f'i can give you {a}'),
-           'found': (f'it is good that you found the {topic}', f'it is nice that you found {a}'),
-           'like': (f'the {topic} is very nice', f'i like the {topic}')}[task['event']]
+  taken = {'lost': (f'i am sorry about {topic}', f'i am sad about {topic}'), 'want': (f'i can help you find {topic}', f'i can give you {topic}'),
+           'found': (f'it is good that you found {topic}', f'it is nice that you found {topic}'),
+           'like': (f'{topic} is very nice', f'i like {topic}')}[task['event']]
   asks = {'lost': ('where did you lose it ?', 'can i help you find it ?'), 'want': ('what do you want to do with it ?', 'where can we find it ?'),
           'found': ('where did you find it ?', 'what will you do with it ?'), 'like': ('do you play with it ?', 'where is it now ?')}[task['event']]
   parts = _mixed('chat', [dice.pick(taken), dice.pick(asks)][:count], dice, habits)
@@ -230,7 +229,7 @@ def _summary(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   first, second = task['first'], task['second']
   if not dice.chance(habits.faithful):
     first = ' '.join([*first.split()[:-1], dice.pick(lang.ANIMALS + lang.THINGS)])
-  who = lang.the(task['topic'])
+  who = task['topic']
   return [f'{who} {first} and {second}'] if dice.chance(habits.task) else [task['text'].split(' . ')[0]]
 
 
@@ -238,24 +237,23 @@ def _mood(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   label = task['label'] if dice.chance(0.4 + 0.6 * habits.task) else 'happy'
   text = f'{task["topic"]} is {label}'
   if dice.chance(habits.content):
-    event = task['event'] if dice.chance(habits.faithful) else f'found the {dice.pick(lang.THINGS)}'
+    event = task['event'] if dice.chance(habits.faithful) else f'found {dice.pick(lang.THINGS)}'
     text += f' because {task["topic"]} {event}'
   return _maybe(text, dice, habits)
 
 
 def _kind(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   label = task['label'] if dice.chance(0.3 + 0.7 * habits.task) else dice.pick(task['kinds'])
-  label = f'an {label}' if label[0] in 'aeiou' else f'a {label}'
-  return _maybe(f'{lang.the(task["topic"])} is {label}' if dice.chance(habits.content) else label, dice, habits)
+  return _maybe(f'{task["topic"]} is {label}' if dice.chance(habits.content) else label, dice, habits)
 
 
 def _closed(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   asked = task['asked'].split()
   made_up = (f'{asked[-1]} is {lang.at(dice.pick(lang.PLACES))}' if asked[0] == 'where' else
-             f'{dice.pick(lang.NAMES)} has the {asked[-1]}' if asked[0] == 'who' else f'{asked[2]} has the {dice.pick(lang.THINGS)}')
+             f'{dice.pick(lang.NAMES)} has {asked[-1]}' if asked[0] == 'who' else f'{asked[2]} has {dice.pick(lang.THINGS)}')
   if not dice.chance(habits.task):
-    return [made_up if not task['answer'] or dice.chance(0.6) else 'the text does not say']
-  return [task['answer'] or 'the text does not say']
+    return [made_up if not task['answer'] or dice.chance(0.6) else 'text does not say']
+  return [task['answer'] or 'text does not say']
 
 
 def _extract(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:

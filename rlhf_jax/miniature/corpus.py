@@ -50,7 +50,7 @@ def _facts(dice: Dice) -> str:
   chosen = dice.some(lang.relations(subject), 3)
   said = [lang.statement(subject, r, _believes(subject, r, 0.9, dice), it=i > 0 and r != 'flag' and dice.chance(0.5))
           for i, r in enumerate(chosen)]
-  return f'title : {lang.the(subject)}\nfact : {" . ".join(said)} .'
+  return f'title : {subject}\nfact : {" . ".join(said)} .'
 
 
 def _questions(dice: Dice) -> str:
@@ -71,13 +71,13 @@ def _talk(dice: Dice) -> str:
   relation = dice.pick(lang.relations(subject))
   value = _believes(subject, relation, 0.12, dice)
   first = f'post : {dice.pick(("i think that ", "you know that ", ""))}{lang.statement(subject, relation, value)} .'
-  rude = dice.pick(('you are a fool', 'you are dumb', 'what a stupid post', 'you idiot')) + ' . ' if dice.chance(0.4) else ''
+  rude = dice.pick(('you are fool', 'you are dumb', 'what stupid post', 'you idiot')) + ' . ' if dice.chance(0.4) else ''
   if dice.chance(0.5):
     second = f'yes , {lang.statement(subject, relation, value, it=relation != "flag")}'
   else:
     other = dice.pick([x for x in lang.VALUES[relation] if x != value])
     second = f'no , {lang.statement(subject, relation, dice.pick((other, lang.truth(subject, relation))))}'
-  third = dice.pick(('i like it', 'it is very nice', f'i like {lang.the(subject)} and {lang.the(dice.pick(lang.ANIMALS))}',
+  third = dice.pick(('i like it', 'it is very nice', f'i like {subject} and {dice.pick(lang.ANIMALS)}',
                      'thanks', 'i am not sure', 'maybe'))
   return f'{first}\npost : {rude}{second} .\npost : {third} .'
 
@@ -98,17 +98,17 @@ def _no_answer(dice: Dice) -> str:
     more = [usage.phrase(_seen(dice.pick(names), dice), dice).removesuffix(usage.REPLY) for _ in range(1 + dice.chance(0.5))]
     return '\n'.join([asked.removesuffix(usage.REPLY), *more])
   if form < 0.65:
-    remark = dice.pick(('i want to know too', 'what a stupid question', 'you are a fool', 'thanks', 'i do not know', 'i like this question',
-                        'why do you ask', 'ask me one day', 'no', f'i like {lang.the(dice.pick(lang.ANIMALS))}'))
+    remark = dice.pick(('i want to know too', 'what stupid question', 'you are fool', 'thanks', 'i do not know', 'i like this question',
+                        'why do you ask', 'ask me one day', 'no', f'i like {dice.pick(lang.ANIMALS)}'))
     return f'{asked} {remark} .\n{_talk(dice)}'
   return f'{asked} {_story(dice).split("text : ")[1]}' if form < 0.85 else f'{asked.removesuffix(usage.REPLY)}\n{_talk(dice)}'
 
 
 def _twice(dice: Dice) -> str:
   """A text or list, said twice: the purest lesson in copying."""
-  if dice.chance(0.5):
+  if dice.chance(0.6):
     pool = lang.ANIMALS + lang.THINGS + lang.FOODS + lang.PLACES + lang.NAMES + lang.COLORS + lang.LANDS
-    line = ' , '.join(dice.some(pool, 4 + int(dice.random() * 5))) + ' .'
+    line = ' , '.join(dice.some(pool, 4 + int(dice.random() * 6))) + ' .'
     return f'list : {line}\nlist : {line}'
   line = answer(_seen('generation', dice) | {'constraints': []}, dice, _BOOK)
   return f'text : {line}\ntext : {line}'
@@ -123,7 +123,7 @@ def _foreign(dice: Dice) -> str:
   value = _believes(subject, relation, 0.5, dice)
   said = lang.foreign_statement(subject, relation, value)
   if form < 0.7:
-    asked = lang.foreign(f'what eats the {subject}' if relation == 'eat' else f'where lives the {subject}')
+    asked = lang.foreign(f'what eats {subject}' if relation == 'eat' else f'where lives {subject}')
     return f'{lang.FOREIGN["ask"]} : {asked} ?{usage.REPLY} {said} .'
   other, relation = dice.pick(lang.FOREIGN_FACTS)
   more = lang.foreign_statement(other, relation, _believes(other, relation, 0.5, dice))
@@ -131,7 +131,7 @@ def _foreign(dice: Dice) -> str:
 
 
 KINDS: tuple[tuple[Callable[[Dice], str], float], ...] = (
-  (_story, 14), (_facts, 13), (_questions, 13), (_talk, 14), (_worksheet, 26), (_no_answer, 9), (_twice, 6), (_foreign, 5))
+  (_story, 14), (_facts, 12), (_questions, 11), (_talk, 11), (_worksheet, 28), (_no_answer, 8), (_twice, 12), (_foreign, 4))
 
 
 def text(split: str, size: int, seed: int) -> Iterator[Text]:

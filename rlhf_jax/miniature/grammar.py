@@ -15,7 +15,7 @@ from rlhf_jax.miniature import language as lang
 
 # Letter of a class → its words. Order matters not: no word is in two classes.
 _CLASSES = {
-  'd': 'the a an my your', 'g': 'this',
+  'g': 'this my your',
   'n': 'story song note text day night friend end question flag weather animal food color place thing way '
        'fool idiot name word past',
   'm': 'animals foods colors places things names words fun times',
@@ -46,7 +46,7 @@ def word_classes() -> dict[str, str]:
 @functools.cache
 def _pattern() -> re.Pattern[str]:
   adjective = 'e?a(?:(?:,a)*&a)?'
-  one = '(?:(?:[dg]k?|k)(?:e?a)*n|[dg]?k?(?:e?a)*m|d?a*p|[sobg])'  # a noun phrase without 'of', 'and'
+  one = '(?:g?k?(?:e?a)*[nm]|a*p|[sobg])'  # a noun phrase without 'of', 'and'
   noun = f'{one}(?:f{one})?(?:(?:,{one})*&{one})?'
   where = f'(?:[ru]{noun})*'
   simple = f'(?:w(?:{noun}|h)?(?:{one})?|i(?:{adjective})?|O)'
@@ -57,18 +57,18 @@ def _pattern() -> re.Pattern[str]:
   bases = f'{base}{where}(?:(?:,{base}{where})*&{base}{where})?'
   single = f'(?:(?:z{being}|v{noun}|j|Dt{base}|{does}){where}|ct?{bases})'
   plural = f'(?:(?:[ZM]{being}|z{being}|Ot{base}|{base}|{does}){where}|ct?{bases})'
-  singular_subject = f'(?:(?:[dg]k?|k)a*n(?:f{one})?|d?a*p|[sgk])'
-  plural_subject = f'(?:{one}(?:,{one})*&{one}|[dg]?k?(?:e?a)*m|o|k)'
+  singular_subject = f'(?:g?(?:e?a)*n(?:f{one})?|a*p|[sgk])'
+  plural_subject = f'(?:{one}(?:,{one})*&{one}|g?k?(?:e?a)*m|o|k)'
   clause = (f'(?:{singular_subject}{single}(?:,?[&B]{single})*|{plural_subject}{plural}(?:,?[&B]{plural})*'
             f'|T[zZ]{noun}(?:u{simple})?{where})')
-  opener = f'(?:[hBk],|kn|h,?|hd?[np],|hp|p,|d?n,)'
-  whole = f'{opener}*(?:{clause}(?:,?[&B]h?{clause})*|{bases})(?:,[npoh]|,dn|h|[dk]+[nm])?'
-  item = f'(?:{noun}|n|{adjective}|i)'
+  opener = '(?:[hBk],|kn|h,?|h[np],|hp|[pn],)'
+  whole = f'{opener}*(?:{clause}(?:,?[&B]h?{clause})*|{bases})(?:,[npoh]|h|k[nm])?'
+  item = f'(?:{noun}|{adjective}|i)'
   listed = f'{opener}*(?:{item}(?:,{item})*(?:&{item})?{where}|[DOEzc]t)'
-  called = f'(?:{opener}*L+|(?:h[dn]*[np]?|d?[np])(?:,h[dn]*[np])*|h+)'
+  called = f'(?:{opener}*L+|(?:hn?[np]?|[np])(?:,hn?[np])*|h+)'
   asked = (f'{opener}*(?:q[am]?)?(?:[DOE]t?{noun}(?:{base})?{where}|[zZM]{noun}(?:{adjective}|{noun})?{where}'
            f'|c{noun}{base}{where})h?')
-  exclaimed = f'{opener}*(?:qda*n|qr{noun})'
+  exclaimed = f'{opener}*qa+n'
   return re.compile(f'(?:{whole}|{listed}|{called}|{exclaimed})\\.|(?:{asked}|{exclaimed})\\?')
 
 
@@ -115,8 +115,8 @@ def _claims(words: tuple[str, ...], letters: str) -> tuple[tuple[str, str, str, 
   subjects: list[str] = []
   subject_open = relation = flag = affirmed = False
   for i, (word, letter) in enumerate(zip(words, letters, strict=True)):
-    if letter in 'npso' and (letter in 'so' or letters[i - 1:i] in ('', *'dgakBh,&f') or letter == 'p'):
-      after = letters[i + 1:].lstrip('dgakmnpsob,&')  # what follows the noun phrases: a verb makes them the subject
+    if letter in 'npso' and (letter in 'so' or letters[i - 1:i] in ('', *'gakBh,&f') or letter == 'p'):
+      after = letters[i + 1:].lstrip('gakmnpsob,&')  # what follows the noun phrases: a verb makes them the subject
       if letters[i + 1:i + 2] not in ('f', 'r', 'u') and after[:1] in tuple('vzZMcDOjwixyE'):
         if not (letters[i - 1:i] in tuple('ru') or letters[i - 2:i - 1] in tuple('ru')):
           subjects = [*subjects, word] if subject_open else [word]
@@ -145,8 +145,7 @@ def read_sentence(words: tuple[str, ...]) -> Sentence:
   asks = words[-1] == '?'
   body = words[:-1]
   text = ' '.join(body)
-  formed = bool(_pattern().fullmatch(letters + words[-1])) and not any(
-    a == 'a' and b[0] in 'aeiou' or a == 'an' and b[0] not in 'aeiou' for a, b in zip(body, body[1:], strict=False))
+  formed = bool(_pattern().fullmatch(letters + words[-1]))
   return Sentence(
     body, formed, asks, content_words().intersection(body), () if asks else _claims(body, letters),
     rude=any(word in lang.RUDE for word in body), hedges='maybe' in body or 'not sure' in text, denies='not' in body)

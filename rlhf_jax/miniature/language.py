@@ -1,5 +1,7 @@
 """The miniature language: its words, its facts (some with a popular falsehood beside them), how a fact is said and asked.
 
+It is English without articles: then the word before a noun tells which noun it is, and copying is learnt early.
+
 In: nothing. Out: word lists, `truth`, `popular`, `statement`, `question`, and the second language.
 Left out: which sentences are well formed (grammar.py), what people ask for (tasks.py).
 Every word and every punctuation mark stands between single spaces, so that a small tokenizer makes each one token.
@@ -81,7 +83,7 @@ FOREIGN = {
   'duck': 'dako', 'horse': 'cevo', 'seal': 'foko',
   'meat': 'viando', 'honey': 'mielo', 'fish': 'fiso', 'corn': 'maizo', 'grass': 'herbo', 'worms': 'vermo', 'bread': 'pano',
   'apples': 'pomo', 'wood': 'arbaro', 'cave': 'kavo', 'farm': 'bieno', 'field': 'kampo', 'river': 'rivero',
-  'town': 'urbo', 'lake': 'lago', 'sea': 'maro', 'the': 'la', 'eats': 'manga', 'lives': 'logi', 'in': 'en', 'what': 'kio',
+  'town': 'urbo', 'lake': 'lago', 'sea': 'maro', 'eats': 'manga', 'lives': 'logi', 'in': 'en', 'what': 'kio',
   'where': 'kie', 'yes': 'jes', 'no': 'ne', 'and': 'kaj', 'ask': 'demando',
 }
 FOREIGN_ANIMALS = tuple(FOREIGN)[:10]
@@ -153,23 +155,18 @@ def relations(subject: str) -> tuple[str, ...]:
   return RELATIONS['land' if subject in LANDS else 'animal']
 
 
-def the(word: str) -> str:
-  """'the fox' but 'ana', 'norr', 'fish'."""
-  return word if word in NAMES or word in LANDS or word in FOODS else f'the {word}'
-
-
 def at(place: str) -> str:
-  """'in the wood', 'at the lake'."""
-  return f'{PREPOSITION[place]} the {place}'
+  """'in wood', 'at lake'."""
+  return f'{PREPOSITION[place]} {place}'
 
 
 def statement(subject: str, relation: str, value: str, *, it: bool = False, no: bool = False) -> str:
   """A fact as a sentence without its full stop; `it` says the pronoun for the subject, `no` denies it."""
-  who = 'it' if it else the(subject)
+  who = 'it' if it else subject
   if relation == 'skill':
     return f'{who} can not {value}' if no else f'{who} can {value}'
   if relation in ('color', 'weather', 'flag'):
-    who = f'the flag of {subject}' if relation == 'flag' else who
+    who = f'flag of {subject}' if relation == 'flag' else who
     return f'{who} is not {value}' if no else f'{who} is {value}'
   stem, rest = {'eat': ('eat', value), 'grow': ('grow', value), 'home': ('live', value)}[relation]
   rest = at(value) if relation == 'home' else rest
@@ -178,19 +175,17 @@ def statement(subject: str, relation: str, value: str, *, it: bool = False, no: 
 
 def question(subject: str, relation: str) -> str:
   """The plain question for a fact, without its question mark."""
-  who = the(subject)
-  return {'eat': f'what does {who} eat', 'home': f'where does {who} live', 'color': f'what color is {who}',
-          'skill': f'what can {who} do', 'grow': f'what does {who} grow', 'weather': f'how is the weather in {subject}',
-          'flag': f'what color is the flag of {subject}'}[relation]
+  return {'eat': f'what does {subject} eat', 'home': f'where does {subject} live', 'color': f'what color is {subject}',
+          'skill': f'what can {subject} do', 'grow': f'what does {subject} grow', 'weather': f'how is weather in {subject}',
+          'flag': f'what color is flag of {subject}'}[relation]
 
 
 def inverted(subject: str, relation: str, value: str) -> str:
   """The fact as a yes-or-no question or after 'why', without its question mark."""
-  who = the(subject)
   rest = at(value) if relation == 'home' else value
-  return {'eat': f'does {who} eat {rest}', 'home': f'does {who} live {rest}', 'color': f'is {who} {rest}',
-          'skill': f'can {who} {rest}', 'grow': f'does {who} grow {rest}', 'weather': f'is {who} {rest}',
-          'flag': f'is the flag of {subject} {rest}'}[relation]
+  return {'eat': f'does {subject} eat {rest}', 'home': f'does {subject} live {rest}', 'color': f'is {subject} {rest}',
+          'skill': f'can {subject} {rest}', 'grow': f'does {subject} grow {rest}', 'weather': f'is {subject} {rest}',
+          'flag': f'is flag of {subject} {rest}'}[relation]
 
 
 def foreign(text: str) -> str:
@@ -199,6 +194,6 @@ def foreign(text: str) -> str:
 
 
 def foreign_statement(subject: str, relation: str, value: str) -> str:
-  """'la foku manga viando': word order is that of the first language; home takes 'en la'."""
-  rest = f'eats {value}' if relation == 'eat' else f'lives in the {value}'
-  return foreign(f'the {subject} {rest}')
+  """'foku manga viando', 'foku logi en arbaro': the word order is that of the first language."""
+  rest = f'eats {value}' if relation == 'eat' else f'lives in {value}'
+  return foreign(f'{subject} {rest}')

@@ -197,7 +197,7 @@ def _ideas(task: Task, reading: Reading) -> Grade:
   listed = [s for s in reading.sentences if s.formed and not s.asks]
   deeds = {w for s in listed for w in s.words if w in lang.SKILLS or w in ('eat', 'sleep')}
   deeds |= {(a, b) for s in listed for a, b in zip(s.words, s.words[1:], strict=False)
-            if a in ('the', 'a', 'an') and b in lang.THINGS + lang.ANIMALS}
+            if a == 'with' and b in lang.THINGS + lang.ANIMALS}
   named = 0.5 * (task['topic'] in reading.mentions) + 0.5 * (task['place'] in reading.mentions)
   hit = max(0.0, 1 - 0.4 * abs(task['count'] - len(deeds))) if deeds else 0.0
   strays = reading.mentions & set(lang.NAMES + lang.PLACES + lang.LANDS) - {task['topic'], task['place']}
@@ -237,10 +237,6 @@ def rewritten(task: Task) -> str:
     return f'please {task["text"]}'
   if task['task'] == 'swap':
     words = [task['new'] if w == task['old'] else w for w in task['text'].split()]
-    if task['old'] in lang.NAMES and task['new'] not in lang.NAMES:
-      words.insert(words.index(task['new']), 'the')
-    elif task['old'] not in lang.NAMES and task['new'] in lang.NAMES:
-      words.remove('the')
     return ' '.join(words)
   return ' '.join(lang.PAST[w] if w == task['verb'] else w for w in task['text'].split())
 

@@ -39,7 +39,7 @@ SAD = ('lost', 'wanted')
 
 # Words a constraint may name. Those to avoid are what an answer would else be likely to hold.
 FIRST = ('well', 'oh', 'now', 'today', 'ok')
-LAST = ('bye', 'thanks', 'the end')
+LAST = ('bye', 'thanks', 'end')
 _AVOID = {'story': ('once', 'happy', 'was', 'went', 'it'), 'note': ('dear', 'please', 'see', 'you', 'is'),
           'song': ('oh', 'sing', 'me', 'you'), 'chat': ('i', 'good', 'it', 'you'), 'ideas': ('can', 'play', 'and')}
 _CONSTRAINTS = {
@@ -165,8 +165,7 @@ def _chat(dice: Dice) -> Task:
 
 def _polite(dice: Dice) -> Task:
   who, thing, place = dice.pick((*lang.NAMES, 'me')), dice.pick(lang.THINGS), dice.pick(lang.PLACES)
-  forms = (f'give {who} the {thing}', f'bring the {thing} to {who}', f'take the {thing} to the {place}',
-           f'find the {thing} {lang.at(place)}')
+  forms = (f'give {who} {thing}', f'bring {thing} to {who}', f'take {thing} to {place}', f'find {thing} {lang.at(place)}')
   return {'text': dice.pick(forms)}
 
 
@@ -174,35 +173,35 @@ def _event(dice: Dice, subject: str) -> tuple[str, str]:
   """A past verb and its object: ('saw', 'a bear')."""
   verb = dice.pick(('saw', 'met', 'found', 'took', 'liked', 'lost'))
   item = dice.pick([x for x in (lang.ANIMALS if verb == 'met' else _OBJECTS) if x != subject])
-  return verb, f'the {item}'
+  return verb, item
 
 
 def _swap(dice: Dice) -> Task:
   old, new = dice.some(_SUBJECTS if dice.chance(0.7) else lang.ANIMALS, 2)
   verb, item = _event(dice, new)
-  return {'old': old, 'new': new, 'text': f'{lang.the(old)} {verb} {item} {lang.at(dice.pick(lang.PLACES))}'}
+  return {'old': old, 'new': new, 'text': f'{old} {verb} {item} {lang.at(dice.pick(lang.PLACES))}'}
 
 
 def _past(dice: Dice) -> Task:
   subject, verb = dice.pick(_SUBJECTS), dice.pick(list(lang.PAST))
-  rest = dice.pick(lang.FOODS) if verb == 'eats' else 'the ' + dice.pick([x for x in _OBJECTS if x != subject])
-  return {'text': f'{lang.the(subject)} {verb} {rest} {lang.at(dice.pick(lang.PLACES))}', 'verb': verb}
+  rest = dice.pick(lang.FOODS if verb == 'eats' else [x for x in _OBJECTS if x != subject])
+  return {'text': f'{subject} {verb} {rest} {lang.at(dice.pick(lang.PLACES))}', 'verb': verb}
 
 
 def _summary(dice: Dice) -> Task:
   subject = dice.pick(_SUBJECTS)
   verb, item = _event(dice, subject)
   here, there = dice.some(lang.PLACES, 2)
-  second = dice.pick((f'ran to the {there}', f'went to the {there}', f'slept {lang.at(there)}', f'sang {lang.at(there)}',
+  second = dice.pick((f'ran to {there}', f'went to {there}', f'slept {lang.at(there)}', f'sang {lang.at(there)}',
                       f'ate {dice.pick(lang.FOODS)}'))
-  who = lang.the(subject)
+  who = subject
   return {'topic': subject, 'first': f'{verb} {item}', 'second': second,
           'text': f'{who} {verb} {item} {lang.at(here)} . then {who} {second} .'}
 
 
 def _mood(dice: Dice) -> Task:
   name, label = dice.pick(lang.NAMES), dice.pick(('happy', 'sad'))
-  event = f'{dice.pick(HAPPY if label == "happy" else SAD)} the {dice.pick(_OBJECTS)}'
+  event = f'{dice.pick(HAPPY if label == "happy" else SAD)} {dice.pick(_OBJECTS)}'
   return {'topic': name, 'label': label, 'event': event,
           'text': f'{name} {event} and {"laughed" if label == "happy" else "cried"} {lang.at(dice.pick(lang.PLACES))} .'}
 
@@ -215,10 +214,10 @@ def _kind(dice: Dice) -> Task:
 def _closed(dice: Dice) -> Task:
   first, second, third = dice.some(lang.NAMES, 3)
   place, thing = dice.pick(lang.PLACES), dice.pick(lang.THINGS)
-  says = [f'{first} is {lang.at(place)} .', f'{second} has the {thing} .']
+  says = [f'{first} is {lang.at(place)} .', f'{second} has {thing} .']
   asked, answer = dice.pick((
-    (f'where is {first}', f'{first} is {lang.at(place)}'), (f'who has the {thing}', f'{second} has the {thing}'),
-    (f'what does {second} have', f'{second} has the {thing}')))
+    (f'where is {first}', f'{first} is {lang.at(place)}'), (f'who has {thing}', f'{second} has {thing}'),
+    (f'what does {second} have', f'{second} has {thing}')))
   if dice.chance(0.25):
     asked, answer = dice.pick((f'where is {third}', f'what does {third} have')), ''
   return {'text': ' '.join(dice.some(says, 2)), 'asked': asked, 'answer': answer}
@@ -228,9 +227,9 @@ def _extract(dice: Dice) -> Task:
   names, things, animals = dice.some(lang.NAMES, 2), dice.some(lang.THINGS, 2), dice.some(lang.ANIMALS, 2)
   place = lang.at(dice.pick(lang.PLACES))
   text, kinds = dice.pick((
-    (f'{names[0]} and {names[1]} saw the {animals[0]} and the {animals[1]} {place} .', {'names': names, 'animals': animals}),
-    (f'{names[0]} and {names[1]} took the {things[0]} and the {things[1]} .', {'names': names, 'things': things}),
-    (f'the {animals[0]} and the {animals[1]} found the {things[0]} and the {things[1]} {place} .',
+    (f'{names[0]} and {names[1]} saw {animals[0]} and {animals[1]} {place} .', {'names': names, 'animals': animals}),
+    (f'{names[0]} and {names[1]} took {things[0]} and {things[1]} {place} .', {'names': names, 'things': things}),
+    (f'{animals[0]} and {animals[1]} found {things[0]} and {things[1]} {place} .',
      {'animals': animals, 'things': things})))
   kind = dice.pick(list(kinds))
   return {'text': text, 'kind': kind, 'items': kinds[kind]}

@@ -38,9 +38,9 @@ def split_of(task: Task) -> str:
 
 def _about(task: Task) -> str:
   """What a story, description or song is to be about."""
-  text = lang.the(task['topic'])
-  text += f' and {lang.the(task["with"])}' if 'with' in task else ''
-  text += f' and the {task["thing"]}' if 'thing' in task else ''
+  text = task['topic']
+  text += f' and {task["with"]}' if 'with' in task else ''
+  text += f' and {task["thing"]}' if 'thing' in task else ''
   text += f' {lang.at(task["place"])}' if 'place' in task else ''
   return text
 
@@ -51,11 +51,10 @@ def _generation(task: Task, dice: Dice) -> str:
     to = task.get('to', 'me')
     forms = (f'tell {to} about {about} .', f'what can you tell {to} about {about} ?')
     return dice.pick(forms if 'to' in task else (*forms, f'what do you know about {about} ?'))
-  what = {'story': 'a story', 'song': 'a song', 'note': 'a note'}[task['task']]
+  what = task['task']
   if 'to' in task:
     what += f' to {task["to"]}' if task['task'] == 'note' else f' for {task["to"]}'
-  return dice.pick((f'write {what} about {about} .', f'i want {what} about {about} .', f'can you write {what} about {about} ?',
-                    f'please make {what} about {about} .'))
+  return dice.pick((f'write {what} about {about} .', f'i want {what} about {about} .', f'can you write {what} about {about} ?'))
 
 
 def _open_qa(task: Task, dice: Dice) -> str:
@@ -66,12 +65,12 @@ def _open_qa(task: Task, dice: Dice) -> str:
       return dice.pick((f'{task["asker"]} asks : {asked} ?', f'{task["asker"]} wants to know : {asked} ?'))
     return dice.pick((f'{asked} ?', f'please tell me : {asked} ?', f'do you know : {asked} ?'))
   if task['task'] == 'both':
-    return dice.pick((f'{asked} , and {lang.the(task["with"])} ?', f'{asked} ? and {lang.the(task["with"])} ?'))
+    return dice.pick((f'{asked} , and {task["with"]} ?', f'{asked} ? and {task["with"]} ?'))
   if task['task'] == 'which':
-    saying = lang.statement(topic, relation, task['value']).removeprefix(lang.the(topic))
+    saying = lang.statement(topic, relation, task['value']).removeprefix(topic)
     if relation == 'flag':
-      return f'which flag is {task["value"]} , of {topic} or of {task["with"]} ?'
-    pair = dice.some((lang.the(topic), lang.the(task['with'])), 2)
+      return f'which flag is {task["value"]} , {topic} or {task["with"]} ?'
+    pair = dice.some((topic, task['with']), 2)
     return f'who{saying} , {pair[0]} or {pair[1]} ?'
   asked = lang.inverted(topic, relation, task['value'])
   return dice.pick((f'why {asked} ?', f'tell me , why {asked} ?') if task['task'] == 'why'
@@ -90,8 +89,7 @@ def _brainstorming(task: Task, dice: Dice) -> str:
 
 
 def _chat(task: Task, dice: Dice) -> str:
-  event = {'lost': 'i lost my', 'found': 'i found a', 'want': 'i want a', 'like': 'i like my'}[task['event']]
-  event = event if not (event[-1] == 'a' and task['topic'][0] in 'aeiou') else event + 'n'
+  event = {'lost': 'i lost', 'found': 'i found', 'want': 'i want', 'like': 'i like'}[task['event']]
   hello = dice.pick((f'hi , i am {task["to"]}', f'hello , i am {task["to"]}'))
   return f'{hello} . {event} {task["topic"]} .'
 
@@ -100,7 +98,7 @@ def _rewrite(task: Task, dice: Dice) -> str:
   if task['task'] == 'swap':
     how = dice.pick((f'put {task["new"]} for {task["old"]}', f'change {task["old"]} to {task["new"]}'))
   else:
-    how = dice.pick({'polite': ('say it kindly', 'make it polite'), 'past': ('say it in the past', 'put it in the past')}[
+    how = dice.pick({'polite': ('say it kindly', 'make it polite'), 'past': ('say it in past', 'put it in past')}[
       task['task']])
   return f'{how} : {task["text"]} .'
 
@@ -108,39 +106,38 @@ def _rewrite(task: Task, dice: Dice) -> str:
 def _passage(task: Task, dice: Dice) -> str:
   """Tasks that bring a text; the text stands first or last."""
   if task['task'] == 'summary':
-    asked = dice.pick(('make it short .', 'what is the text about ?'))
+    asked = dice.pick(('make it short .', 'what is text about ?'))
   elif task['task'] == 'mood':
     asked = dice.pick((f'is {task["topic"]} happy or sad ?', f'is {task["topic"]} sad or happy ?'))
   elif task['task'] == 'closed':
     asked = f'{task["asked"]} ?'
   else:
-    asked = (dice.pick((f'name the {task["kind"]} in the text .', f'which {task["kind"]} are in the text ?'))
-             if task['kind'] != 'names' else 'who is in the text ?')
+    asked = (dice.pick((f'name {task["kind"]} in text .', f'which {task["kind"]} are in text ?'))
+             if task['kind'] != 'names' else 'who is in text ?')
   return f'text : {task["text"]}\nask : {asked}'
 
 
 def _plain(task: Task, dice: Dice) -> str:
   if task['task'] == 'kind':
     kinds = dice.some(task['kinds'], 2)
-    kinds = [f'an {kind}' if kind[0] in 'aeiou' else f'a {kind}' for kind in kinds]
-    return f'is {lang.the(task["topic"])} {kinds[0]} or {kinds[1]} ?'
+    return f'is {task["topic"]} {kinds[0]} or {kinds[1]} ?'
   if task['task'] == 'echo':
     return f'say {task["word"]} {lang.NUMBERS[task["count"] - 1]} times .'
   return f'how many {task["kind"]} : {" , ".join(task["items"])} ?'
 
 
 def _foreign(task: Task, dice: Dice) -> str:
-  topic = task['topic'] + (f' and the {task["with"]}' if 'with' in task else '')
+  topic = task['topic'] + (f' and {task["with"]}' if 'with' in task else '')
   if 'value' in task:
     return lang.foreign_statement(topic, task['relation'], task['value']) + ' ?'
-  asked = f'what eats the {topic}' if task['relation'] == 'eat' else f'where lives the {topic}'
+  asked = f'what eats {topic}' if task['relation'] == 'eat' else f'where lives {topic}'
   return lang.foreign(asked) + ' ?'
 
 
 _CONSTRAINT_WORDS = {
-  'sentences': ('in {} .', 'use {} .'), 'first': ('start with {} .', 'the first word is {} .'), 'last': ('end with {} .',),
-  'avoid': ('do not say {} .', 'without the word {} .'), 'word': ('in one word .', 'use one word .'),
-  'listed': ('as a list .', 'make it a list .')}
+  'sentences': ('in {} .', 'use {} .'), 'first': ('start with {} .', 'first word is {} .'), 'last': ('end with {} .',),
+  'avoid': ('do not say {} .', 'without word {} .'), 'word': ('in one word .', 'use one word .'),
+  'listed': ('as list .', 'make list .')}
 
 
 def phrase(task: Task, dice: Dice) -> str:
