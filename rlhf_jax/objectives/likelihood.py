@@ -21,9 +21,10 @@ def logits_of(hidden: chex.Array, table: chex.Array, vocabulary: int,
     vocabulary: number of real ids.
     temperature: > 0; sampling and every log-prob of PPO's ratio and KL share it.
   """
-  logits = jnp.einsum('...d,vd->...v', hidden, table.astype(hidden.dtype),
+  # Two-dimensional on purpose, as in transformer.Project.
+  logits = jnp.einsum('rd,vd->rv', hidden.reshape(-1, hidden.shape[-1]), table.astype(hidden.dtype),
                       preferred_element_type=jnp.float32)
-  logits = logits / temperature
+  logits = logits.reshape(*hidden.shape[:-1], -1) / temperature
   if vocabulary < table.shape[0]:
     logits = jnp.where(jnp.arange(table.shape[0]) < vocabulary, logits, -jnp.inf)
   return logits
