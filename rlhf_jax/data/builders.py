@@ -19,7 +19,7 @@ from typing import Any
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput, Source
 from rlhf_jax.data import rows, sources
-from rlhf_jax.data.records import Demonstration, Prompt, Text
+from rlhf_jax.data.records import Demonstration, Text
 from rlhf_jax.data.sources import Place, read, require, split
 from rlhf_jax.data.tokenizer import Tokenizer
 
@@ -162,13 +162,17 @@ def summary(card: Mapping[str, Any]) -> str:
 
 
 def read_prompts(data: Sequence[Source], tokenizer: Tokenizer, place: Place, *, prompt_length: int,
-                 prompt_cut: str = 'refuse') -> tuple[list[Prompt], dict[str, Any]]:
-  """Prompts that fit in P tokens, cut where asked, and the account; for sampling outside of PPO."""
+                 prompt_cut: str = 'refuse') -> tuple[list[Any], dict[str, Any]]:
+  """Records of any kind but text whose prompts fit in P tokens, cut where asked, and the account.
+
+  For what works on texts and not on rows: sampling for rankings, evaluation on rankings.
+  Raises: BadInput for a prompt that is too long, unless skipped or cut.
+  """
   gathered = sources.gather(data, place)
   limits = rows.Limits(prompt_length=prompt_length, prompt_cut=prompt_cut)
   pieces = rows.fit_prompts(gathered.records, gathered.origins, tokenizer, limits,
                             place.skip_bad_rows)
-  return pieces.records, {'kind': 'prompts', 'sources': gathered.card, 'cut': pieces.cut,
+  return pieces.records, {'kind': data[0].kind, 'sources': gathered.card, 'cut': pieces.cut,
                           'refused': dict(pieces.refused), 'tokens': pieces.lengths}
 
 

@@ -86,10 +86,14 @@ def pieces(kind: str, records: Sequence[Record], origins: Sequence[tuple[str, in
   return out
 
 
-def fit_prompts(records: Sequence[Prompt], origins: Sequence[tuple[str, int]], tokenizer: Tokenizer,
-                limits: Limits, skip_bad_rows: bool) -> Pieces:
-  """`pieces` of prompts."""
-  return pieces('prompts', records, origins, tokenizer, limits.of('prompts'), skip_bad_rows)
+def fit_prompts(records: Sequence[Prompt | Demonstration | Ranking],
+                origins: Sequence[tuple[str, int]], tokenizer: Tokenizer, limits: Limits,
+                skip_bad_rows: bool) -> Pieces:
+  """The records of any kind whose prompts fit, or do so after a cut; all else stays as it was."""
+  out = Pieces([], [], collections.Counter(), {}, {}, collections.Counter())
+  out.records, out.tokens = _prompts(records, origins, tokenizer, limits.of('prompts'),
+                                     skip_bad_rows, out)
+  return out
 
 
 def _prompts(records, origins, tokenizer, limits, skip_bad_rows, out):
@@ -99,7 +103,7 @@ def _prompts(records, origins, tokenizer, limits, skip_bad_rows, out):
   out.lengths['prompt'] = _quantiles([len(ids) for ids in found])
   fitting, prompts, cuts = [], [], 0
   for record, ids, origin in zip(records, found, origins, strict=True):
-    if isinstance(record, Ranking) and len(record.completions) > limits.k_max:
+    if isinstance(record, Ranking) and 0 < limits.k_max < len(record.completions):
       refuse(origin, 'more completions than k_max', f"field 'completions': expected at most "
              f'{limits.k_max}, found {len(record.completions)}; raise k_max')
       continue

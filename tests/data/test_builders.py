@@ -239,5 +239,10 @@ def test_prompts_for_sampling_are_cut_like_those_of_datasets(place, tokenizer):
                                       prompt_cut='head')
   assert [(record.prompt, record.customer) for record in found] == [('ask 1.', 'c')]
   assert card['cut']['prompts']['count'] == 1
+  path.with_name('rankings.jsonl').write_text(
+    '{"prompt": "ask 1. And then some more", "chosen": "a", "rejected": "b much longer than R"}\n')
+  found, _ = builders.read_prompts(source('rankings'), tokenizer, place, prompt_length=8,
+                                   prompt_cut='head')
+  assert [(r.prompt, r.completions) for r in found] == [('ask 1.', ('a', 'b much longer than R'))]
   with pytest.raises(BadInput, match=r"prompts.jsonl:1: field 'prompt': expected at most 8 tokens"):
     builders.read_prompts(source('prompts'), tokenizer, place, prompt_length=8)
