@@ -71,7 +71,8 @@ def test_weights_leave_fsdp_once_for_decoding(cases):
   mesh = sharding.make_mesh(configs.Mesh(data=1, fsdp=4, tensor=2))
   names = transformer.axes(case.config)
   with jax.set_mesh(mesh):
-    placed = jax.device_put(case.params, sharding.state_shardings(mesh, case.params, {'policy': names}))
+    where = sharding.state_shardings(mesh, case.params, {'policy': names})
+    placed = jax.device_put(case.params, where)
     found = jax.jit(lambda p: sharding.for_decoding(p, names, 'bfloat16'))(placed)
   up, before = found['blocks']['mlp']['up']['kernel'], placed['blocks']['mlp']['up']['kernel']
   assert before.addressable_shards[0].data.shape == (2, 24 // 4, 40 // 2)
