@@ -14,7 +14,6 @@ from typing import Any
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import records
 from rlhf_jax.evaluation import text_statistics, winrate
-from rlhf_jax.feedback.agreement import ratio_interval
 
 # Flags of a judge and the names of their rates. A rate is over the responses whose flags have the
 # key: a judge leaves 'hallucination' out where the prompt brings no passage. Other flags get the
@@ -83,7 +82,7 @@ def rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, list[floa
   for row in rows:
     for flag, value in (row['judgement'] or {}).get('flags', {}).items():
       told.setdefault(rate_name(flag), []).append(float(value))
-  return {name: (*ratio_interval(values), len(values)) for name, values in sorted(told.items())}
+  return {name: (*winrate.rate(values), len(values)) for name, values in sorted(told.items())}
 
 
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

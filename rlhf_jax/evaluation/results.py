@@ -33,9 +33,9 @@ def model_entry(rows: Rows, against: str) -> dict[str, Any]:
     ('proxy', _present(rows, 'proxy')),
     ('kl', _present(rows, 'kl')),
     ('response_length', _present(rows, 'length')),
-    ('eos_rate', [float(row['ended']) for row in rows]),
   ):
     entry[name], entry[f'{name}_ci'] = agreement.ratio_interval(values)
+  entry['eos_rate'], entry['eos_rate_ci'] = winrate.rate([float(row['ended']) for row in rows])
   rates = judged.rates(rows)
   for name in (*judged.RATES.values(), *rates):
     entry[name], entry[f'{name}_ci'], entry[f'{name}_n'] = rates.get(name, (None, None, 0))
@@ -91,23 +91,15 @@ def reward_entry(
     training: labelers the reward model has learnt from; ECE and 'accuracy' are over their rankings.
     judge: for accuracy_gold, on the order of its scores; None: null.
   """
-  own = _accuracy(rankings, scores, lambda labeler: labeler in training)
-  others = _accuracy(rankings, scores, lambda labeler: labeler not in training)
-  entry = {
-    'accuracy': own['accuracy'],
-    'accuracy_ci': own['accuracy_ci'],
-    'pairs': own['pairs'],
-    'prompts': own['prompts'],
-    'accuracy_heldout_labelers': others['accuracy'],
-    'accuracy_heldout_labelers_ci': others['accuracy_ci'],
-    'pairs_heldout_labelers': others['pairs'],
+  found = {
+    '': _accuracy(rankings, scores, lambda labeler: labeler in training),
+    '_heldout_labelers': _accuracy(rankings, scores, lambda labeler: labeler not in training),
+    '_gold': _against_gold(rankings, scores, judge) if judge else reward_accuracy.accuracy([]),
   }
-  gold = (
-    {'accuracy': None, 'accuracy_ci': None}
-    if judge is None
-    else _against_gold(rankings, scores, judge)
-  )
-  entry |= {'accuracy_gold': gold['accuracy'], 'accuracy_gold_ci': gold['accuracy_ci']}
+  entry: dict[str, Any] = {'prompts': found['']['prompts']}
+  for whose, told in found.items():
+    entry |= {f'accuracy{whose}': told['accuracy'], f'accuracy{whose}_ci': told['accuracy_ci'],
+              f'pairs{whose}': told['pairs']}
   entry['by_labeler'] = {
     name: _accuracy(rankings, scores, lambda labeler, name=name: labeler == name)
     | {'training': name in training}

@@ -1,4 +1,4 @@
-"""Win rates with their intervals.
+"""Win rates and other rates with their intervals.
 
 In: one verdict a prompt. Out: the mean and a 95 % interval. Left out: Elo and other ratings over
 many models.
@@ -15,13 +15,21 @@ def win(rank: float, other: float) -> float:
   return 0.5 if rank == other else float(rank < other)
 
 
-def win_rate(wins: Sequence[float]) -> dict[str, Any]:
-  """{'mean', 'low', 'high', 'n'} of wins (1, ½ or 0 a prompt); the interval is a percentile
-  bootstrap over prompts.
+def rate(values: Sequence[float]) -> tuple[float | None, list[float] | None]:
+  """Mean of numbers in [0, 1], one a prompt, and its 95 % interval: (mean, [low, high]).
 
-  The normal interval would do as well at n ≥ 500; near 0 and 1 and for a category of ten prompts it
-  would leave [0, 1].
+  A percentile bootstrap over prompts; where all numbers are 0 or all are 1 it would have no width,
+  and the interval is Wilson's (1927): up from n / (n + z²), or down from z² / (n + z²).
   """
-  mean, interval = ratio_interval(wins)
+  mean, interval = ratio_interval(values)
+  if mean in (0, 1):
+    edge = 1.959964**2 / (len(values) + 1.959964**2)
+    interval = [0.0, edge] if mean == 0 else [1 - edge, 1.0]
+  return mean, interval
+
+
+def win_rate(wins: Sequence[float]) -> dict[str, Any]:
+  """{'mean', 'low', 'high', 'n'} of wins (1, ½ or 0 a prompt); see `rate` for the interval."""
+  mean, interval = rate(wins)
   low, high = interval or (None, None)
   return {'mean': mean, 'low': low, 'high': high, 'n': len(wins)}

@@ -62,11 +62,10 @@ def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Pla
   judge = _judge(config, place, folder, name, sample, blocks)
   journal = _Journal(folder, _fingerprint(prompts))
   for block in _progress(blocks, journal.counts['blocks'], name):
-    started = time.monotonic()
     completions = sample(block)
     sampled = time.monotonic()
     rows, counts = _ranked(config, judge, prompts, block, completions)
-    journal.append(rows, {**counts, 'sampling_seconds': sampled - started,
+    journal.append(rows, {**counts, 'sampling_seconds': sample.take_seconds(),
                           'judging_seconds': time.monotonic() - sampled})
   if not journal.counts['rankings']:
     raise configs.BadInput(f'{name}.judge: {config.judge} tied all responses of each of the '
@@ -128,18 +127,25 @@ class _Sampler:
     self.config, self.policy, self.prompts = config, policy, prompts
     self.key = jax.random.key(config.seed)
     self.kept: dict[int, list[list[Any]]] = {}  # blocks already sampled for the calibration
+    self.seconds = 0.0
 
   def __call__(self, block: Block) -> list[list[Any]]:
     if block.index in self.kept:
       return self.kept.pop(block.index)
-    config, policy = self.config, self.policy
+    config, policy, started = self.config, self.policy, time.monotonic()
     asked = [self.prompts[block.start + i].prompt for i, k in enumerate(block.k) for _ in range(k)]
     samples = iter(responses.respond(
       policy.model, policy.params, policy.tokenizer, asked,
       jax.random.fold_in(self.key, block.index), temperature=config.temperature,
       prompt_length=config.prompt_length, response_length=config.response_length,
       batch=config.batch))
+    self.seconds += time.monotonic() - started
     return [_distinct([next(samples) for _ in range(k)]) for k in block.k]
+
+  def take_seconds(self) -> float:
+    """Time spent since it was last asked for, the calibration's included."""
+    seconds, self.seconds = self.seconds, 0.0
+    return seconds
 
 
 def _distinct(samples: Sequence[Any]) -> list[Any]:

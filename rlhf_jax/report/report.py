@@ -78,8 +78,9 @@ def page(contents: Contents) -> str:
     lstrip_blocks=True,
     undefined=jinja2.StrictUndefined,
   )
-  environment.filters |= {'number': number, 'percent': findings.percent,
-                          'bare': findings.bare, 'clock': clock, 'pretty': pretty}
+  environment.filters |= {
+    'number': number, 'fixed': fixed, 'percent': findings.percent, 'bare': findings.bare,
+    'clock': clock, 'pretty': pretty}
   told = findings.roles(contents)
   models = contents.results.get('models') or {}
   return environment.get_template('page.html').render(
@@ -115,6 +116,12 @@ def number(value: Any, digits: int = 3) -> str:
   if not 1e-4 <= abs(value) < 1e6:
     return f'{value:.{digits - 1}e}'
   return f'{value:.{max(0, digits - 1 - math.floor(math.log10(abs(value))))}f}'
+
+
+def fixed(value: float | None, digits: int = 2) -> str:
+  """A number of a column, with as many decimals as its neighbours; '–' for None."""
+  text = '–' if value is None else f'{value:.{digits}f}'.replace('-', '−')
+  return text.removeprefix('−') if value is not None and round(value, digits) == 0 else text
 
 
 def clock(seconds: float | None) -> str:

@@ -17,6 +17,13 @@ def test_ties_count_one_half():
   assert rate['high'] == pytest.approx(.625 + .0332, abs=.003)
 
 
+def test_where_all_agree_the_interval_keeps_a_width():
+  # Wilson with k = n = 10: the lower end is 10 / (10 + 1.96²) = .7225
+  assert winrate.win_rate([1] * 10)['low'] == pytest.approx(0.7225, abs=1e-4)
+  assert winrate.win_rate([1] * 10)['high'] == 1
+  assert winrate.rate([0.0] * 10) == (0, [0, pytest.approx(0.2775, abs=1e-4)])
+
+
 def test_no_verdicts():
   assert winrate.win_rate([]) == {'mean': None, 'low': None, 'high': None, 'n': 0}
 

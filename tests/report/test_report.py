@@ -282,7 +282,7 @@ def test_twenty_samples_in_order_with_both_scores_and_markup_as_text(whole):
     and 'ppo_ptx says 19 &amp; more' in whole
     and 'says 20 ' not in whole
   )
-  assert '<b>ppo_ptx · judge 0.810 · reward model 0.250 · wins</b>' in whole
+  assert '<b>ppo_ptx · judge 0.81 · reward model 0.25 · wins</b>' in whole
 
 
 def test_verdict_and_claims(tmp_path, whole):
@@ -371,3 +371,17 @@ def test_wilson_interval():
   (1.2e-9, '1.20e-09'), (123.456, '123'), ('x', 'x'), (True, 'True')])
 def test_numbers_for_people(value, text):
   assert report.number(value) == text
+
+
+@pytest.mark.parametrize(
+  'value, digits, text',
+  [
+    (None, 2, '–'),
+    (-1.234, 2, '−1.23'),
+    (4.37e-7, 2, '0.00'),
+    (-0.001, 2, '0.00'),
+    (11.25, 1, '11.2'),
+  ],
+)
+def test_numbers_of_a_column(value, digits, text):
+  assert report.fixed(value, digits) == text
