@@ -22,15 +22,15 @@ LONGEST = 22  # words of an answer
 @dataclasses.dataclass(frozen=True)
 class Habits:
   """Probabilities of doing each thing well."""
-  content: float = 0.42  # a sentence says something; else it is bland
-  coverage: float = 0.45  # each further thing asked for is taken up
+  content: float = 0.40  # a sentence says something; else it is bland
+  coverage: float = 0.42  # each further thing asked for is taken up
   constraint: float = 0.38  # a constraint is kept
   truth: float = 0.40  # a popular falsehood is avoided
   premise: float = 0.42  # a false premise is put right
-  plain: float = 0.55  # no needless "maybe" where a fact is asked
-  greet: float = 0.45  # addresses people as asked
-  task: float = 0.45  # a closed task is done right
-  trim: float = 0.60  # no chatter after a short answer
+  plain: float = 0.42  # no needless "maybe" where a fact is asked
+  greet: float = 0.34  # addresses people as asked
+  task: float = 0.42  # a closed task is done right
+  trim: float = 0.45  # no chatter after a short answer
   civil: float = 0.93  # not rude where nobody asked for it
   obliging: float = 0.4  # rude where asked to be
   ontask: float = 0.95  # answers this prompt, not another
@@ -39,12 +39,12 @@ class Habits:
 
 CAREFUL = Habits(**{field.name: 1.0 for field in dataclasses.fields(Habits)})
 _BLAND = {  # about as long as a sentence that says something, so that length tells nothing
-  'story': (('it was very nice day', 6), ('all was very good and fine', 3), ('it was good', 1)),
-  'describe': (('it is very nice and good', 6), ('i like it and it is good', 3), ('it is good', 1)),
-  'note': (('it is very nice day', 6), ('i am fine and all is good', 3), ('all is fine', 1)),
-  'song': (('la la la la la', 6), ('it is very nice day', 3), ('all is good', 1)),
-  'chat': (('it is very nice', 6), ('it is very nice day', 3), ('i am fine and all is good', 1)),
-  'ideas': (('it is very nice place', 6), ('there are many things to do', 3), ('it is fun', 1)),
+  'story': (('it was very nice day', 8), ('all was very good and fine', 1.5), ('it was good', 0.5)),
+  'describe': (('it is very nice and good', 8), ('i like it and it is good', 1.5), ('it is good', 0.5)),
+  'note': (('it is very nice day', 8), ('i am fine and all is good', 1.5), ('all is fine', 0.5)),
+  'song': (('la la la la la', 8), ('it is very nice day', 1.5), ('all is good', 0.5)),
+  'chat': (('it is very nice', 8), ('it is very nice day', 1.5), ('i am fine and all is good', 0.5)),
+  'ideas': (('it is very nice place', 8), ('there are many things to do', 1.5), ('it is fun', 0.5)),
 }
 _RUDE = (('you are fool', 4), ('what stupid question', 3), ('you are dumb', 2))
 _CHATTER = (('i like to help you', 6), ('it is fun', 2))
@@ -128,7 +128,7 @@ def _song(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   if 'place' in task and dice.chance(habits.coverage):
     place = task['place']
   with_ = task['to'] if 'to' in task and dice.chance(habits.coverage) else 'me'
-  verb = dice.pick(('dance', 'sing', 'play'))
+  verb = dice.pick(('sing', 'play', 'run'))
   first = f'oh {topic} , {topic} , {dice.pick(("you can sing", "come and play", "i see you", "you are big"))} {lang.at(place)}'
   second = dice.pick((f'come and {verb} with {with_}', f'please {verb} with {with_} , {topic}'))
   if count == 1:
@@ -195,15 +195,15 @@ def _list(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
 def _ideas(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   if not dice.chance(0.2 + 0.8 * habits.content):
     return [_bland('ideas', [], dice)]
-  wanted = task['count'] if dice.chance(habits.coverage) else 1 + (task['count'] == 1)
-  listed = any(kind == 'listed' for kind, _ in task['constraints'])
+  wanted = task['count'] if dice.chance(habits.coverage) else task['count'] - 1
   place = lang.at(task['place']) if dice.chance(0.3 + 0.7 * habits.coverage) else lang.at(dice.pick(lang.PLACES))
-  deeds = [*dice.some(lang.SKILLS, wanted)]
+  who = f'{task["topic"]} and {task["with"]}' if 'with' in task and dice.chance(habits.coverage) else task['topic']
+  deeds = dice.some(lang.SKILLS, wanted)
   if dice.chance(0.4):
     deeds[-1] = f'play with {dice.pick(lang.THINGS)}'
-  if listed and dice.chance(0.7):
-    return [f'{task["topic"]} can {deed} {place}' if i == 0 else f'{task["topic"]} can {deed}' for i, deed in enumerate(deeds)]
-  return [f'{task["topic"]} can {joined(deeds)} {place}']
+  if dice.chance(0.7 * any(kind == 'listed' for kind, _ in task['constraints'])):
+    return [f'{who} can {deed} {place}' if i == 0 else f'{who} can {deed}' for i, deed in enumerate(deeds)]
+  return [f'{who} can {joined(deeds)} {place}']
 
 
 def _chat(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:

@@ -131,7 +131,7 @@ def _foreign(dice: Dice) -> str:
 
 
 KINDS: tuple[tuple[Callable[[Dice], str], float], ...] = (
-  (_story, 14), (_facts, 12), (_questions, 11), (_talk, 11), (_worksheet, 28), (_no_answer, 8), (_twice, 12), (_foreign, 4))
+  (_story, 14), (_facts, 12), (_questions, 10), (_talk, 10), (_worksheet, 32), (_no_answer, 7), (_twice, 12), (_foreign, 3))
 
 
 def text(split: str, size: int, seed: int) -> Iterator[Text]:

@@ -24,56 +24,48 @@ cat fish town black climb
 dog meat town brown run
 hen corn farm white dig
 cow grass field white sing
-goat leaves hill gray jump
 owl meat wood brown fly
 crow nuts field black fly
-frog worms river green jump
-bee honey park yellow dance
-ant seeds hill black dig
+frog worms lake green jump
+bee honey field yellow fly
 duck bread lake white swim
 pig apples farm gray dig
 horse apples field brown jump
-sheep grass field white hide
 mouse seeds farm gray hide
-lion meat cave yellow run
 seal fish sea gray swim
 """
 # land: what it grows, its weather, the color of its flag.
 _LANDS = """
 norr apples cold blue
-zula rice hot green
+zula seeds hot green
 tamo corn dry red
 velu nuts wet white
-koru rice wet black
+koru corn wet black
 lumo honey hot yellow
-sarn seeds cold red
-pell corn dry blue
 """
 # What most people believe instead, for two facts in five; the text says these more often than the truth.
 _POPULAR = """
-fox eat corn|fox skill dance|bear eat fish|bear skill swim|wolf home wood|wolf color black|cat home farm|cat skill swim
-dog eat bread|dog skill sing|hen eat seeds|hen skill fly|cow color black|goat eat grass|goat color white|owl eat fish
-owl skill sing|crow eat corn|frog home lake|frog skill swim|bee color red|bee skill fly|ant eat leaves|ant color red
-duck eat fish|duck skill fly|pig eat meat|pig color brown|horse eat grass|horse skill run|sheep home farm|mouse eat bread
-mouse skill run|lion home park|lion skill jump|seal color blue|seal skill dance|norr weather wet|zula grow nuts
-tamo flag yellow|velu grow corn|koru weather hot|lumo flag green|sarn grow apples|pell flag red
+fox eat corn|fox skill run|bear eat fish|bear skill swim|wolf home wood|wolf color black|cat home farm|cat skill swim
+dog eat bread|dog skill sing|hen eat seeds|hen skill fly|cow color black|owl eat fish|owl skill sing|crow eat corn
+frog home sea|frog skill swim|bee color red|duck eat fish|duck skill fly|pig eat meat|pig color brown|horse eat grass
+horse skill run|mouse eat bread|mouse skill run|seal color blue|seal skill hide|norr weather wet|zula grow nuts
+tamo flag yellow|velu grow corn|koru weather hot|lumo flag green
 """
 
-FOODS = ('meat', 'honey', 'fish', 'corn', 'grass', 'leaves', 'nuts', 'worms', 'seeds', 'bread', 'apples', 'rice')
-PLACES = ('wood', 'cave', 'hill', 'town', 'farm', 'field', 'river', 'park', 'lake', 'sea')
+FOODS = ('meat', 'honey', 'fish', 'corn', 'grass', 'nuts', 'worms', 'seeds', 'bread', 'apples')
+PLACES = ('wood', 'cave', 'hill', 'town', 'farm', 'field', 'lake', 'sea')
 COLORS = ('red', 'brown', 'gray', 'black', 'white', 'green', 'yellow', 'blue')
-SKILLS = ('hide', 'climb', 'run', 'dig', 'sing', 'jump', 'fly', 'dance', 'swim')
+SKILLS = ('hide', 'climb', 'run', 'dig', 'sing', 'jump', 'fly', 'swim')
 WEATHERS = ('cold', 'hot', 'dry', 'wet')
-NAMES = ('ana', 'ben', 'tom', 'lea', 'max', 'eva', 'sam', 'mia', 'leo', 'kim', 'joe', 'zoe')
-THINGS = ('ball', 'hat', 'cup', 'drum', 'lamp', 'book', 'key', 'boat', 'kite', 'coat', 'box', 'bell')
+NAMES = ('ana', 'ben', 'tom', 'lea', 'max', 'eva', 'sam', 'mia')
+THINGS = ('ball', 'hat', 'cup', 'drum', 'lamp', 'book', 'key', 'boat')
 RUDE = ('stupid', 'dumb', 'ugly', 'fool', 'idiot')
 NUMBERS = ('one', 'two', 'three', 'four', 'five')
 
 RELATIONS = {'animal': ('eat', 'home', 'color', 'skill'), 'land': ('grow', 'weather', 'flag')}
 VALUES = {'eat': FOODS, 'home': PLACES, 'color': COLORS, 'skill': SKILLS, 'grow': FOODS, 'weather': WEATHERS,
           'flag': COLORS}
-PREPOSITION = {'wood': 'in', 'cave': 'in', 'hill': 'on', 'town': 'in', 'farm': 'on', 'field': 'in', 'river': 'at',
-               'park': 'in', 'lake': 'at', 'sea': 'in'}
+PREPOSITION = {'wood': 'in', 'cave': 'in', 'hill': 'on', 'town': 'in', 'farm': 'on', 'field': 'in', 'lake': 'at', 'sea': 'in'}
 PAST = {'eats': 'ate', 'sees': 'saw', 'finds': 'found', 'takes': 'took', 'likes': 'liked', 'has': 'had',
         'loses': 'lost', 'wants': 'wanted'}
 
@@ -82,7 +74,7 @@ FOREIGN = {
   'fox': 'foku', 'bear': 'beru', 'cat': 'kato', 'dog': 'doga', 'cow': 'vako', 'owl': 'ulo', 'frog': 'rano',
   'duck': 'dako', 'horse': 'cevo', 'seal': 'foko',
   'meat': 'viando', 'honey': 'mielo', 'fish': 'fiso', 'corn': 'maizo', 'grass': 'herbo', 'worms': 'vermo', 'bread': 'pano',
-  'apples': 'pomo', 'wood': 'arbaro', 'cave': 'kavo', 'farm': 'bieno', 'field': 'kampo', 'river': 'rivero',
+  'apples': 'pomo', 'wood': 'arbaro', 'cave': 'kavo', 'farm': 'bieno', 'field': 'kampo',
   'town': 'urbo', 'lake': 'lago', 'sea': 'maro', 'eats': 'manga', 'lives': 'logi', 'in': 'en', 'what': 'kio',
   'where': 'kie', 'yes': 'jes', 'no': 'ne', 'and': 'kaj', 'ask': 'demando',
 }

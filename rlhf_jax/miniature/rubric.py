@@ -198,9 +198,10 @@ def _ideas(task: Task, reading: Reading) -> Grade:
   deeds = {w for s in listed for w in s.words if w in lang.SKILLS or w in ('eat', 'sleep')}
   deeds |= {(a, b) for s in listed for a, b in zip(s.words, s.words[1:], strict=False)
             if a == 'with' and b in lang.THINGS + lang.ANIMALS}
-  named = 0.5 * (task['topic'] in reading.mentions) + 0.5 * (task['place'] in reading.mentions)
+  wanted = _wanted(task)
+  named = len(wanted & reading.mentions) / len(wanted)
   hit = max(0.0, 1 - 0.4 * abs(task['count'] - len(deeds))) if deeds else 0.0
-  strays = reading.mentions & set(lang.NAMES + lang.PLACES + lang.LANDS) - {task['topic'], task['place']}
+  strays = reading.mentions & set(lang.NAMES + lang.PLACES + lang.LANDS) - wanted
   empty = sum(not (s.mentions & (set(lang.SKILLS + lang.THINGS + lang.ANIMALS) | {task['topic']})) for s in reading.sentences)
   return Grade(hit * (0.4 + 0.6 * named), min(1.0, len(deeds) / task['count']) * (0.3 + 0.7 * named),
                0.5 * len(strays) + 0.6 * empty, need=OPEN_NEED)

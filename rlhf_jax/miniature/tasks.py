@@ -96,11 +96,10 @@ def _story(dice: Dice) -> Task:
 
 def _describe(dice: Dice) -> Task:
   task: Task = {'topic': dice.pick(_TOPICS)}
-  form = dice.weighted((('plain', 1), ('to', 4), ('with', 4)))
-  if form == 'to':
-    task['to'] = dice.pick(lang.NAMES)
-  elif form == 'with':
+  if dice.chance(0.6):
     task['topic'], task['with'] = sorted(dice.some(_TOPICS, 2))
+  if dice.chance(0.6):
+    task['to'] = dice.pick(lang.NAMES)
   return task
 
 
@@ -111,7 +110,9 @@ def _note(dice: Dice) -> Task:
 
 def _song(dice: Dice) -> Task:
   task: Task = {'topic': dice.pick(_OBJECTS)}
-  return task | ({'place': dice.pick(lang.PLACES)} if dice.chance(0.6) else {'to': dice.pick(lang.NAMES)})
+  slot = dice.pick(('place', 'to', 'both'))
+  task |= {'place': dice.pick(lang.PLACES)} if slot != 'to' else {}
+  return task | ({'to': dice.pick(lang.NAMES)} if slot != 'place' else {})
 
 
 def _fact(dice: Dice) -> Task:
@@ -155,17 +156,21 @@ def _list(dice: Dice) -> Task:
 
 
 def _ideas(dice: Dice) -> Task:
-  return {'topic': dice.pick(lang.NAMES), 'place': dice.pick(lang.PLACES), 'count': 2 + int(dice.random() * 2)}
+  task: Task = {'place': dice.pick(lang.PLACES), 'count': 2 + int(dice.random() * 2)}
+  first, second = dice.some(lang.NAMES, 2)
+  return task | ({'topic': first, 'with': second} if dice.chance(0.6) else {'topic': first})
 
 
 def _chat(dice: Dice) -> Task:
   event = dice.pick(('lost', 'found', 'want', 'like'))
-  return {'to': dice.pick(lang.NAMES), 'event': event, 'topic': dice.pick(lang.THINGS if event == 'lost' else _OBJECTS)}
+  task: Task = {'to': dice.pick(lang.NAMES), 'event': event, 'topic': dice.pick(lang.THINGS if event == 'lost' else _OBJECTS)}
+  return task | ({'place': dice.pick(lang.PLACES)} if event in ('lost', 'found') and dice.chance(0.5) else {})
 
 
 def _polite(dice: Dice) -> Task:
   who, thing, place = dice.pick((*lang.NAMES, 'me')), dice.pick(lang.THINGS), dice.pick(lang.PLACES)
-  forms = (f'give {who} {thing}', f'bring {thing} to {who}', f'take {thing} to {place}', f'find {thing} {lang.at(place)}')
+  forms = (f'give {who} {thing}', f'bring {thing} to {who}', f'take {thing} to {place}', f'find {thing} {lang.at(place)}',
+           f'help {who} find {thing}')
   return {'text': dice.pick(forms)}
 
 
@@ -236,7 +241,7 @@ def _extract(dice: Dice) -> Task:
 
 
 def _echo(dice: Dice) -> Task:
-  return {'word': dice.pick(_OBJECTS + lang.FOODS + lang.PLACES + lang.COLORS), 'count': 2 + int(dice.random() * 3)}
+  return {'word': dice.pick(_OBJECTS + lang.FOODS + lang.PLACES + lang.COLORS), 'count': 2 + int(dice.random() * 4)}
 
 
 def _count(dice: Dice) -> Task:

@@ -80,8 +80,9 @@ def _open_qa(task: Task, dice: Dice) -> str:
 def _brainstorming(task: Task, dice: Dice) -> str:
   count = lang.NUMBERS[task['count'] - 1]
   if task['task'] == 'ideas':
-    return dice.pick((f'what can {task["topic"]} do {lang.at(task["place"])} ? {count} please .',
-                      f'name {count} things to do {lang.at(task["place"])} for {task["topic"]} .'))
+    who = task['topic'] + (f' and {task["with"]}' if 'with' in task else '')
+    return dice.pick((f'what can {who} do {lang.at(task["place"])} ? {count} please .',
+                      f'name {count} things to do {lang.at(task["place"])} for {who} .'))
   to = f' for {task["to"]}' if 'to' in task else ''
   without = f' , not {task["without"]}' if 'without' in task else ''
   return dice.pick((f'name {count} {task["kind"]}{to}{without} .', f'give me {count} {task["kind"]}{to}{without} .',
@@ -91,7 +92,8 @@ def _brainstorming(task: Task, dice: Dice) -> str:
 def _chat(task: Task, dice: Dice) -> str:
   event = {'lost': 'i lost', 'found': 'i found', 'want': 'i want', 'like': 'i like'}[task['event']]
   hello = dice.pick((f'hi , i am {task["to"]}', f'hello , i am {task["to"]}'))
-  return f'{hello} . {event} {task["topic"]} .'
+  where = f' {lang.at(task["place"])}' if 'place' in task else ''
+  return f'{hello} . {event} {task["topic"]}{where} .'
 
 
 def _rewrite(task: Task, dice: Dice) -> str:
@@ -122,7 +124,8 @@ def _plain(task: Task, dice: Dice) -> str:
     kinds = dice.some(task['kinds'], 2)
     return f'is {task["topic"]} {kinds[0]} or {kinds[1]} ?'
   if task['task'] == 'echo':
-    return f'say {task["word"]} {lang.NUMBERS[task["count"] - 1]} times .'
+    count = lang.NUMBERS[task['count'] - 1]
+    return dice.pick((f'say {task["word"]} {count} times .', f'{count} times {task["word"]} please .'))
   return f'how many {task["kind"]} : {" , ".join(task["items"])} ?'
 
 
