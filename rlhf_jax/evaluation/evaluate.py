@@ -120,13 +120,13 @@ def _lengths(evaluation: _Evaluation, label: str) -> tuple[int, int]:
 def _models(evaluation: _Evaluation) -> dict[str, Any]:
   """NAME -> its entry in results.json."""
   config, entries, losses = evaluation.config, {}, {}
-  references: list[Any] = []
+  references: tuple[list[Any], np.ndarray | None] | None = None
   for label, sampled in config.models.items():
     path = evaluation.folder / 'evaluations' / f'{label}.json'
     if not path.is_file():
-      if not references:  # independent of every model's own samples, the baseline's included
-        references = _respond(evaluation, config.against, 'reference')[0]
-      rows = _rows(evaluation, label, references)
+      if references is None:  # independent of every model's own samples, the baseline's included
+        references = _respond(evaluation, config.against, 'reference')
+      rows = _rows(evaluation, label, *references)
       builders.write_text(
         _rows_path(evaluation, label),
         ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows),
@@ -151,12 +151,12 @@ def _models(evaluation: _Evaluation) -> dict[str, Any]:
   return entries
 
 
-def _rows(evaluation: _Evaluation, label: str, references: Sequence[Any]) -> list[dict[str, Any]]:
+def _rows(evaluation: _Evaluation, label: str, references: Sequence[Any],
+          reference_proxies: np.ndarray | None) -> list[dict[str, Any]]:
   """One row a prompt of one model."""
   answers, proxies = _respond(evaluation, label)
   _, rows = judged.judge_rows(evaluation.judge, evaluation.prompts, answers, references)
   divergence = _divergence(evaluation, label, answers)
-  reference_proxies = _proxies(evaluation, references)
   for index, row in enumerate(rows):
     row['kl'] = float(divergence[index])
     row['proxy'] = None if proxies is None else float(proxies[index])

@@ -108,6 +108,7 @@ def curves(steps: Sequence[int], panels: Mapping[str, Sequence[tuple[str, Sequen
     axes.set_title(title, loc='left')
     axes.margins(x=0.02)
     axes.locator_params(nbins=5)
+    axes.xaxis.get_major_locator().set_params(integer=True)
     if len(lines) > 1:
       axes.legend(fontsize=7.5, handlelength=1.2, borderpad=0.1)
   for axes in grid[len(panels):]:

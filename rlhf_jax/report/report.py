@@ -96,6 +96,7 @@ def page(contents: Contents) -> str:
     flags=_flags(models),
     categories=_categories(models),
     shade=shade,
+    sources=_sources(contents.cards),
     samples=_samples(contents, told),
     drawn=_figures(contents, told, models),
     total=sum(run.seconds or 0 for run in contents.runs),
@@ -167,6 +168,34 @@ def _categories(models: Mapping[str, Any]) -> list[str]:
     for name, cell in (entry.get('by_category') or {}).items():
       counts[name] = max(counts.get(name, 0), cell.get('n') or 0)
   return sorted(counts, key=lambda name: (-counts[name], name))
+
+
+def _sources(cards: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """What became of the rows of each source, and of all sources of a card together."""
+  found = []
+  for name, card in cards.items():
+    sources = card.get('sources')
+    if not isinstance(sources, dict):
+      continue
+    for source, counts in sources.items():
+      left = {**(counts.get('refused') or {}), 'duplicates': counts.get('duplicates'),
+              'not taken': counts.get('not_taken')}
+      found.append({'data': name, 'source': source, 'read': counts.get('read'),
+                    'kept': counts.get('kept'), 'left_out': _counted(left), 'cut': []})
+    shares = [f'{what} {findings.percent(entry.get("share"))}'
+              for what, entry in (card.get('cut') or {}).items() if isinstance(entry, dict)]
+    refused = _counted(card.get('refused') or {})
+    # Rows of text are packed: there the records of both splits are what was kept.
+    kept = card.get('split' if card.get('kind') == 'text' else 'rows') or {}
+    if shares or refused:
+      found.append({'data': name, 'source': 'all together', 'read': card.get('records'),
+                    'kept': sum(kept.values()) or None, 'left_out': refused,
+                    'cut': shares})
+  return found
+
+
+def _counted(counts: Mapping[str, Any]) -> list[str]:
+  return [f'{reason}: {number(count)}' for reason, count in counts.items() if count]
 
 
 def _samples(contents: Contents, told: findings.Roles) -> dict[str, Any]:

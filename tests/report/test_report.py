@@ -110,7 +110,16 @@ def made_up(folder, finished=True):
   )
   write(
     folder / 'data' / 'text-1f2e' / 'card.json',
-    {'text.jsonl': {'read': 1234567, 'refused': {'empty text': 3}}},
+    {
+      'kind': 'prompts',
+      'sources': {
+        'asked.jsonl': {'read': 1234567, 'refused': {'empty text': 3}, 'duplicates': 0, 'kept': 900}
+      },
+      'records': 900,
+      'refused': {'prompt too long': 12},
+      'cut': {'prompts': {'count': 9, 'share': 0.01}},
+      'rows': {'train': 800, 'heldout': 88},
+    },
   )
   if not finished:
     return folder
@@ -283,6 +292,13 @@ def test_twenty_samples_in_order_with_both_scores_and_markup_as_text(whole):
     and 'says 20 ' not in whole
   )
   assert '<b>ppo_ptx · judge 0.81 · reward model 0.25 · wins</b>' in whole
+
+
+def test_rows_of_every_source_are_accounted_for(whole):
+  table = re.search(r'<section id="data">(.*?)</table>', whole, flags=re.S)[1]
+  text = ' '.join(re.sub('<[^>]*>', ' ', table).split())
+  assert 'asked.jsonl 1 234 567 900 empty text: 3 –' in text
+  assert 'all together 900 888 prompt too long: 12 prompts 1.0 %' in text
 
 
 def test_verdict_and_claims(tmp_path, whole):
