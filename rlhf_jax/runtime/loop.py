@@ -90,12 +90,14 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
   """
   wanted = experiments.order(experiment, list(names) or experiment.runs)
   described: dict[str, dict[str, Any]] = {}
+  begun: set[str] = set()
   for name in wanted:
     config = experiment.runs[name]
     parents = {role: (run, described[run]['hash'])
                for role, run in experiments.references(config).items()}
     described[name] = workdir.describe(config, parents)
-    workdir.check_same(place.workdir / name, described[name])
+    if workdir.check_same(place.workdir / name, described[name]):
+      begun.add(name)
   use_compilation_cache(place.workdir)
 
   for name in wanted:
@@ -103,7 +105,7 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
     if (folder / 'finished.json').exists():
       logger.info('%s: finished', name)
       continue
-    if not (folder / 'config.json').exists():
+    if name not in begun:
       workdir.write_json(folder / 'config.json', described[name])
     with workdir.Stopwatch(folder).ticking() as watch:
       finished = make(name, experiment.runs[name], place, watch, options)

@@ -26,6 +26,8 @@ from rlhf_jax.runtime import workdir
 PLAIN_SECONDS = 5.0  # between two progress lines in a pipe
 CLOCK = ('_seconds', '_per_second', '_bytes')
 console = rich.console.Console(highlight=False, soft_wrap=True)
+if not console.is_terminal:
+  console.width = 120  # tables in a log file
 
 
 def timeless(row: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import rich.table
 from rlhf_jax import configs
 from rlhf_jax.runtime import workdir
 
-COLUMNS = ('gold', 'proxy', 'kl', 'response_length', 'eos_rate', 'hallucination_rate',
-           'truthful_rate', 'rude_rate', 'constraint_rate', 'pretraining_loss')
+MEASURES = ('gold', 'proxy', 'kl', 'response_length', 'eos_rate', 'hallucination_rate',
+            'truthful_rate', 'rude_rate', 'constraint_rate', 'pretraining_loss')
 
 
 def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
@@ -41,35 +41,45 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
 
 
 def table(told: Mapping[str, Any]) -> rich.table.Table:
-  """A model a row where models were evaluated, else a run a row."""
+  """A model a column where models were evaluated, else a run a row."""
   if told.get('models'):
-    return _models(told['models'])
+    return _models(told)
   shown = rich.table.Table('run', 'seconds', 'ended with')
   for name, seconds in told['seconds'].items():
-    numbers = {
-      k: v
-      for k, v in told.get('runs', {}).get(name, {}).items() if isinstance(v, int | float)
-    }
+    numbers = {key: value for key, value in told.get('runs', {}).get(name, {}).items()
+               if isinstance(value, int | float)}
     shown.add_row(name, f'{seconds:.0f}', '  '.join(f'{k} {v:.4g}' for k, v in numbers.items()))
   return shown
 
 
-def _models(models: Mapping[str, Mapping[str, Any]]) -> rich.table.Table:
-  rates = dict.fromkeys(key for entry in models.values() for key in entry
-                        if key.startswith('win_rate_vs_') and not key.endswith('_ci'))
-  columns = [c for c in COLUMNS if any(entry.get(c) is not None for entry in models.values())]
-  shown = rich.table.Table('model', *(key.replace('_', ' ') for key in rates),
-                           *(c.replace('_', ' ') for c in columns))
-  for name, entry in models.items():
-    wins = [_interval(entry.get(key)) for key in rates]
-    shown.add_row(name, *wins, *(_number(entry.get(c)) for c in columns))
+def _models(told: Mapping[str, Any]) -> rich.table.Table:
+  models = told['models']
+  shown = rich.table.Table('', *models, caption=_caption(told), caption_justify='left')
+  rates = dict.fromkeys(key for entry in models.values() for key, rate in entry.items()
+                        if key.startswith('win_rate_vs_') and isinstance(rate, Mapping))
+  for key in rates:
+    found = [entry.get(key) or {} for entry in models.values()]
+    shown.add_row(key.replace('_', ' '), *(_number(rate.get('mean')) for rate in found))
+    shown.add_row('  95 % interval', *(f"{_number(rate.get('low'))}–{_number(rate.get('high'))}"
+                                       for rate in found))
+  for measure in MEASURES:
+    found = [entry.get(measure) for entry in models.values()]
+    if any(value is not None for value in found):
+      shown.add_row(measure.replace('_', ' '), *map(_number, found))
   return shown
 
 
-def _interval(rate: Any) -> str:
-  if not isinstance(rate, Mapping) or rate.get('mean') is None:
-    return '–'
-  return f"{rate['mean']:.3f} [{rate['low']:.3f}, {rate['high']:.3f}]"
+def _caption(told: Mapping[str, Any]) -> str:
+  parts = []
+  for title, key, names in (
+      ('labelers agree', 'labelers', {'training': 'agreement_training',
+                                      'held out': 'agreement_heldout'}),
+      ('reward model orders pairs', 'reward_model', {'training': 'accuracy',
+                                                     'held out': 'accuracy_heldout_labelers'})):
+    numbers = [f'{_number(told[key][name])} ({label})' for label, name in names.items()
+               if told.get(key, {}).get(name) is not None]
+    parts += [f"{title}: {', '.join(numbers)}"] if numbers else []
+  return '\n'.join([*parts, f"{sum(told['seconds'].values()):.0f} seconds"])
 
 
 def _number(value: Any) -> str:

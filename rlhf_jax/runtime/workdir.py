@@ -26,6 +26,8 @@ from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
 
 KINDS = {kind.__name__: kind for kind in typing.get_args(configs.Run)}
+# A folder with nothing else holds no work that another configuration could spoil.
+NO_WORK = ('config.json', 'seconds.json', 'metrics.jsonl', 'samples.jsonl', 'tensorboard')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 
 
@@ -102,7 +104,7 @@ def describe(config: configs.Run, parents: Mapping[str, tuple[str, str]]) -> dic
 
 
 def check_same(folder: Path, described: Mapping[str, Any]) -> bool:
-  """Whether the folder already holds this very configuration; False if it holds none.
+  """Whether the folder already holds this very configuration; False if it holds no work.
 
   Raises:
     BadInput: it holds another one; the message names what differs and the fix.
@@ -112,6 +114,8 @@ def check_same(folder: Path, described: Mapping[str, Any]) -> bool:
     return False
   if there.get('hash') == described['hash']:
     return True
+  if all(path.name in NO_WORK for path in folder.iterdir()):
+    return False
   name = folder.name
   old, new = _flat(there.get('config', {})), _flat(described['config'])
   differing = [key for key in old | new if key.split('.')[0] != 'mesh'

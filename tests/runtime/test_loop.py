@@ -212,6 +212,17 @@ def test_another_configuration_is_refused_and_named(faults, tmp_path):
   run(tmp_path, mesh=configs.Mesh(data=-1))  # the mesh is no part of the result
 
 
+def test_a_folder_without_work_takes_another_configuration(faults, tmp_path):
+  faults.batch = {1: KeyboardInterrupt('killed')}
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path, options=NEVER, batch=64)
+  faults.batch = {}
+  run(tmp_path)
+  described = json.loads((tmp_path / 'first' / 'config.json').read_text())
+  assert described['config']['batch'] == 32
+  assert [row['step'] for row in rows(tmp_path / 'first')] == list(range(1, 9))
+
+
 def test_a_parent_of_another_configuration_is_refused(faults, tmp_path):
   run(tmp_path, ['second'])
   for path in sorted((tmp_path / 'first').rglob('*'), reverse=True):
