@@ -37,7 +37,7 @@ runs = {
     labelers=world.TRAINING_LABELERS + world.HELDOUT_LABELERS, k=(4, 9), calibration='rankings',
     labels=len(world.TRAINING_LABELERS + world.HELDOUT_LABELERS), seed=1, **lengths),
   'reward': Reward(
-    init_from='sft', data='rankings', heldout_data='rankings_heldout', batch=16, epochs=1,
+    init_from='sft', data='rankings', batch=16, epochs=1,
     optimizer=Optimizer(learning_rate=1e-3), **lengths),
   'ppo_ptx': PPO(
     policy='sft', reward='reward', prompts=(world.prompts_source('ppo', 4000),), pretraining=text,

@@ -325,7 +325,10 @@ def _read_rankings(
     if not path.is_file():
       raise configs.BadInput(f'{evaluation.name}.rankings: run {where!r} left no {path}')
     where = (configs.Source(kind='rankings', files=(str(path),)),)
-  return list(builders.read(where, evaluation.place)[0])
+  config = evaluation.config
+  return list(builders.read_prompts(where, evaluation.model(config.against).tokenizer,
+                                    evaluation.place, prompt_length=config.prompt_length,
+                                    prompt_cut=config.prompt_cut)[0])
 
 
 def _training_labelers(evaluation: _Evaluation) -> set[str]:

@@ -22,7 +22,6 @@ import optax
 from rlhf_jax import configs
 from rlhf_jax.data import batches as data_batches
 from rlhf_jax.data import builders
-from rlhf_jax.data import tokenizer as tokenizers
 from rlhf_jax.model import experience, responses, transformer
 from rlhf_jax.objectives import likelihood
 from rlhf_jax.stages import stage, validation
@@ -71,7 +70,8 @@ def _rows(config, tokenizer, place):
   row = config.length if kind == 'text' else config.prompt_length + config.response_length
   build = functools.partial(builders.build, tokenizer=tokenizer, place=place,
                             heldout=config.heldout, length=row, prompt_length=config.prompt_length,
-                            response_length=config.response_length, k_max=0, seed=config.seed)
+                            response_length=config.response_length, k_max=0, seed=config.seed,
+                            prompt_cut=config.prompt_cut)
   main = build(config.data)
   heldout = {'validation': main.heldout}
   if config.pretraining_share:
@@ -85,13 +85,10 @@ def _rows(config, tokenizer, place):
 def _tokenizer(config, parents, place):
   if config.init_from:
     return parents['init_from'].tokenizer
-  if config.tokenizer.file:
-    return tokenizers.Tokenizer.from_file(config.tokenizer.file)
   if place is None:
-    raise configs.BadInput(
-      'a run without a parent and without data needs tokenizer.file or model.vocabulary')
-  records, _ = builders.read(config.data, place)
-  return tokenizers.Tokenizer.train([r.text for r in records], config.tokenizer.vocabulary)
+    raise configs.BadInput('without a place to build data in, model.vocabulary must be given')
+  return builders.tokenizer_for(config.tokenizer, config.data, place, heldout=config.heldout,
+                                seed=config.seed)
 
 
 def _model(config, parents, tokenizer):

@@ -58,8 +58,7 @@ class Models:
   pad: int = flax.struct.field(pytree_node=False)
 
 
-# ----- the
-# update
+# ----- the update
 
 
 def update(config: configs.PPO, models: Models, state: State, frozen: dict, batch: dict,
@@ -275,26 +274,30 @@ def _shapes(config):
   return shapes
 
 
-def _batches(config, tokenizer, place):
+def _batches(config, parent, place):
   """step -> the batch of that update."""
-  build = functools.partial(builders.build, tokenizer=tokenizer, place=place, heldout=0.0,
-                            seed=config.seed, prompt_length=config.prompt_length,
+  build = functools.partial(builders.build, tokenizer=parent.tokenizer, place=place,
+                            prompt_length=config.prompt_length, prompt_cut=config.prompt_cut,
                             response_length=config.response_length, length=config.text_length,
                             k_max=0)
+  prompts = build(config.prompts, heldout=0.0, seed=config.seed).train
+  parts = {'prompts': data_batches.batches(prompts, config.episodes, config.seed)}
   shapes = _shapes(config)
-  parts = {
-    'prompts': data_batches.batches(build(config.prompts).train, config.episodes, config.seed)
-  }
   if 'pretraining' in shapes:
     if not config.pretraining:
       raise configs.BadInput(
         'pretraining: no text for the ptx gradient; name sources, or set ptx_ratio 0')
-    parts['pretraining'] = data_batches.batches(
-      build(config.pretraining).train, shapes['pretraining']['tokens'].shape[0], config.seed)
-  return lambda step: {
-    name: {k: batch[k] for k in shapes[name]}
-    for name, batch in ((name, part[step]) for name, part in parts.items())
-  }
+    # What the parent held out for validation stays held out.
+    text = build(config.pretraining, heldout=getattr(parent.config, 'heldout', 0.0),
+                 seed=getattr(parent.config, 'seed', config.seed)).train
+    parts['pretraining'] = data_batches.batches(text, shapes['pretraining']['tokens'].shape[0],
+                                                config.seed)
+
+  def batch(step):
+    found = {name: part[step] for name, part in parts.items()}
+    return {name: {k: rows[k] for k in shapes[name]} for name, rows in found.items()}
+
+  return batch
 
 
 def _value_start(config, parents, key):
@@ -361,7 +364,7 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
   return stage.Stage(
     model=policy, tokenizer=tokenizer, kind='policy', steps=config.updates, init=init,
     freeze=freeze, update=functools.partial(update, config, models), export=export,
-    batches=_batches(config, tokenizer, place) if place is not None else None,
+    batches=_batches(config, base, place) if place is not None else None,
     batch_shapes=_shapes(config),
     axes={'policy': transformer.axes(policy), 'scalar': transformer.axes(value, scalar=True)},
     evaluate=validation.evaluation(config, models, tokenizer, place, judge_rows),

@@ -118,7 +118,7 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
   if place is not None:
     sizes = {
       'prompt_length': config.prompt_length, 'response_length': config.response_length,
-      'tokenizer': parent.tokenizer, 'place': place, 'k_max': config.k_max, 'length': length
+      'tokenizer': parent.tokenizer, 'place': place, 'k_max': config.k_max, 'length': length, 'prompt_cut': config.prompt_cut
     }
     sources = lambda data, role: _collected(parents[role].folder) if isinstance(data, str) else data
     built = builders.build(sources(config.data, 'data'), heldout=config.heldout, seed=config.seed,

@@ -76,8 +76,7 @@ class State:
   best: Any = None  # {'params', 'value'} where the config selects a checkpoint
 
 
-# -------------------------------------------------------------------------------------------------
-# optimizer
+# ----- optimizer
 
 
 def _decayed(params: Any) -> Any:

@@ -23,9 +23,11 @@ def sample_score(config: configs.Language, parents: dict, place: Any, params: An
   """Mean reward-model score of one sample for each validation prompt (paper C.1 picks SFT
   checkpoints so).
   """
-  records_, _ = builders.read(config.prompts, place)
-  prompts = [r.prompt for r in records_[:SCORED_PROMPTS]]
   model, tokenizer = parents['init_from'].model, parents['init_from'].tokenizer
+  records_, _ = builders.read_prompts(config.prompts, tokenizer, place,
+                                      prompt_length=config.prompt_length,
+                                      prompt_cut=config.prompt_cut)
+  prompts = [r.prompt for r in records_[:SCORED_PROMPTS]]
   options = {
     'prompt_length': config.prompt_length, 'response_length': config.response_length,
     'batch': len(prompts)
@@ -61,7 +63,9 @@ def evaluation(config: configs.PPO, models: Any, tokenizer: Any, place: Any,
   """
   if not config.evaluation_prompts or place is None:
     return lambda state, frozen, step: None
-  prompts, _ = builders.read(config.evaluation_prompts, place)
+  prompts, _ = builders.read_prompts(config.evaluation_prompts, tokenizer, place,
+                                     prompt_length=config.prompt_length,
+                                     prompt_cut=config.prompt_cut)
   prompts = prompts[:config.evaluation_size]
   texts = [p.prompt for p in prompts]
   judge = records.load_judge(config.judge) if config.judge else None
