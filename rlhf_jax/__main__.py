@@ -1,10 +1,9 @@
 """The command line: run, list, sample, report.
 
 Enter: the words after `python -m rlhf_jax`. Leave: exit code 0 when all that was asked for is
-finished; 2 for bad input
-or a full disk, told on the last line of stderr; 143 after SIGTERM, when what was done is saved; 1
-for all else.
-jax is imported by the commands that need it, so that `list` and `--help` answer at once.
+finished; 2 for bad input or a full disk, told on the last line of stderr; 143 after SIGTERM, when
+what was done is saved; 1 for all else. jax is imported by the commands that need it, so that
+`list` and `--help` answer at once.
 Left out: several processes (`--multihost`).
 """
 
@@ -25,15 +24,18 @@ examples:
   python -m rlhf_jax list experiments/quickstart.py
   python -m rlhf_jax run experiments/quickstart.py --workdir runs/quickstart
   python -m rlhf_jax run experiments/quickstart.py sft --workdir runs/short --gpt.steps 200
-  python -m rlhf_jax run experiments/quickstart.py --help           every field of every run
+  python -m rlhf_jax run experiments/quickstart.py --help      (every field of every run)
   python -m rlhf_jax sample --workdir runs/quickstart --run ppo_ptx --prompt 'tell me a story'
   python -m rlhf_jax report runs/quickstart
 """
 RUN_DESCRIPTION = """\
 Makes the named runs of an experiment file with what they need, all of them if none is named. The
-same command again
-goes on where the last one stopped and skips what is finished. Ends by writing DIR/results.json and
-DIR/report.html.
+same command again goes on where the last one stopped and skips what is finished. Ends by writing
+DIR/results.json and DIR/report.html.
+"""
+SAMPLE_DESCRIPTION = """\
+Responses of a finished Language or PPO run, with log-probability, reward and KL where those models
+exist. In a pipe the plain text alone.
 """
 
 
@@ -46,55 +48,40 @@ def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
 
   run = commands.add_parser('run', help='make the runs of an experiment file', add_help=False,
                             description=RUN_DESCRIPTION, allow_abbrev=False)
-  run.add_argument('file', type=Path, nargs='?', metavar='FILE', help='an experiment file')
-  run.add_argument('runs', nargs='*', metavar='RUN', help='runs to make; all if none is named')
-  run.add_argument('--workdir', type=Path, metavar='DIR', help='where everything is written')
-  run.add_argument('--data',
-                   type=Path,
-                   metavar='DIR',
-                   help='folder that relative paths of sources are below')
-  run.add_argument('--skip-bad-rows', action='store_true',
-                   help='count and leave out rows that cannot be read, instead of stopping')
-  run.add_argument('--seed', type=int, metavar='N', help='the seed of every run')
-  run.add_argument(
-    '--profile',
-    type=int,
-    default=0,
-    metavar='N',
-    help='trace N steps of every trained run for TensorBoard and Perfetto, in DIR/RUN/profile')
-  run.add_argument('--checkpoint-seconds', type=float, default=5.0, metavar='S',
-                   help='seconds between two checkpoints: the most work a kill costs')
-  run.add_argument('--RUN.field', dest='field', metavar='value', help='set a field of a run, e.g. '
-                   '--sft.optimizer.learning_rate 1e-3; `run FILE --help` lists them')
-  run.add_argument('-h',
-                   '--help',
-                   action='store_true',
-                   help='this page; with FILE also every field of every run')
+  add = run.add_argument
+  add('file', type=Path, nargs='?', metavar='FILE', help='an experiment file')
+  add('runs', nargs='*', metavar='RUN', help='runs to make; all if none is named')
+  add('--workdir', type=Path, metavar='DIR', help='where everything is written')
+  add('--data', type=Path, metavar='DIR', help='what relative paths of sources are below')
+  add('--skip-bad-rows', action='store_true',
+      help='count and leave out rows that cannot be read, instead of stopping')
+  add('--seed', type=int, metavar='N', help='the seed of every run')
+  add('--profile', type=int, default=0, metavar='N',
+      help='trace N steps of every trained run for TensorBoard and Perfetto, in DIR/RUN/profile')
+  add('--checkpoint-seconds', type=float, default=5.0, metavar='S',
+      help='seconds between two checkpoints: the most work a kill costs')
+  add('--RUN.field', dest='field', metavar='value',
+      help='set a field of a run: --sft.optimizer.learning_rate 1e-3; `run FILE --help` lists them')
+  add('-h', '--help', action='store_true',
+      help='this page; with FILE also every field of every run')
 
   listing = commands.add_parser('list', help='name the runs of an experiment file, one a line')
   listing.add_argument('file', type=Path, metavar='FILE')
 
   sample = commands.add_parser(
-    'sample',
-    help='sample responses of a finished run',
-    allow_abbrev=False,
-    description=
-    'Responses of a finished Language or PPO run, with log-probability, reward and KL where those models exist. '
-    'In a pipe the plain text alone.')
-  sample.add_argument('--workdir', type=Path, required=True, metavar='DIR')
-  sample.add_argument('--run', required=True, metavar='RUN')
-  sample.add_argument('--prompt', metavar='TEXT',
-                      help="else the run's own prompts, and where it has none the lines of stdin")
-  sample.add_argument('-n', type=int, default=0, metavar='N',
-                      help='responses to --prompt (1), or how many of the prompts (4)')
-  sample.add_argument('--temperature', type=float, default=1.0, metavar='T', help='0: greedy')
-  sample.add_argument('--max-tokens',
-                      type=int,
-                      default=0,
-                      metavar='M',
-                      help='longest response; 0: as trained')
-  sample.add_argument('--seed', type=int, default=0, metavar='S')
-  sample.add_argument('--data', type=Path, metavar='DIR', help='as in `run`')
+    'sample', help='sample responses of a finished run', description=SAMPLE_DESCRIPTION,
+    allow_abbrev=False)
+  add = sample.add_argument
+  add('--workdir', type=Path, required=True, metavar='DIR')
+  add('--run', required=True, metavar='RUN')
+  add('--prompt', metavar='TEXT',
+      help="else the run's own prompts, and where it has none the lines of stdin")
+  add('-n', type=int, default=0, metavar='N',
+      help='responses to --prompt (1), or how many of the prompts (4)')
+  add('--temperature', type=float, default=1.0, metavar='T', help='0: greedy')
+  add('--max-tokens', type=int, default=0, metavar='M', help='longest response; 0: as trained')
+  add('--seed', type=int, default=0, metavar='S')
+  add('--data', type=Path, metavar='DIR', help='as in `run`')
 
   report = commands.add_parser('report', help='write DIR/report.html again')
   report.add_argument('workdir', type=Path, metavar='DIR')
@@ -150,12 +137,11 @@ def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
     run.print_help()
     print(overrides.explain(experiment))
     return 0
-  experiments.order(experiment, options.runs)
+  experiments.order(experiment, options.runs)  # an unknown run is told before anything is made
   if options.workdir is None:
     run.error('the following arguments are required: --workdir')
-  for folder in (options.data,) if options.data else ():
-    if not folder.is_dir():
-      raise BadInput(f'--data {folder}: no such folder')
+  if options.data is not None and not options.data.is_dir():
+    raise BadInput(f'--data {options.data}: no such folder')
   if options.workdir.exists() and not options.workdir.is_dir():
     raise BadInput(f'--workdir {options.workdir}: is a file, expected a folder')
 
@@ -164,8 +150,8 @@ def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
   _log(metrics.console)
   loop.stopping.install()
   options.workdir.mkdir(parents=True, exist_ok=True)
-  told = loop.run_file(experiment, options.runs,
-                       Place(options.workdir, options.data, options.skip_bad_rows),
+  place = Place(options.workdir, options.data, options.skip_bad_rows)
+  told = loop.run_file(experiment, options.runs, place,
                        loop.Options(options.checkpoint_seconds, options.profile))
   metrics.console.print(results.table(told))
   return _report(options)

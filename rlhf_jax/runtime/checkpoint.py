@@ -1,14 +1,11 @@
 """Checkpoints of a training state, and the exported model of a finished run.
 
 Enter: a state (any tree of arrays) and its step. Leave: the newest state on disk that is whole, on
-any mesh; the parents
-that later runs start from.
+any mesh; the parents that later runs start from.
 A checkpoint counts once checkpoints.json lists each of its files with size and CRC: orbax renames a
-finished save into
-place, but cannot tell that a file was cut or lost afterwards.
+finished save into place, but cannot tell that a file was cut or lost afterwards.
 Left out: the input pipeline, which is a function of (seed, step) and has no state; the best-of-run
-choice, which is
-part of the state.
+choice, which is part of the state.
 """
 
 import concurrent.futures

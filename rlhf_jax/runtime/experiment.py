@@ -1,8 +1,8 @@
 """An experiment file as a checked table of runs, and the order in which they must be made.
 
 Enter: the path of a Python file that sets `runs: dict[str, config]`. Leave: an `Experiment`; every
-mistake of the file
-is a `BadInput` that names file, line and field. Plain Python, no jax: `list` answers at once.
+mistake of the file is a `BadInput` that names file, line and field. Plain Python, no jax: `list`
+answers at once.
 Left out: anything but `runs` in the file; values are checked by type and by reference, their sense
 by those who use them.
 """
@@ -16,7 +16,7 @@ import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -76,8 +76,7 @@ def load(file: Path) -> Experiment:
 def check(experiment: Experiment) -> None:
   """Types and references of every run, and that no run needs itself. Raises BadInput."""
   for name, config in experiment.runs.items():
-    if not isinstance(name, str) or not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]*',
-                                                     name) or name in RESERVED:
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]*', str(name)) or name in RESERVED:
       raise BadInput(f'{experiment.file}: {name!r} cannot name a run: letters, digits, _ and -, '
                      f"and not {', '.join(RESERVED)}")
     if not isinstance(config, KINDS):
@@ -176,7 +175,7 @@ def _execute(file: Path) -> types.ModuleType:
   except Exception as error:
     message = f'{type(error).__name__}: {error}'
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'",
-                        str(error))
+                        message)
     kind = getattr(configs, unknown[1], None) if unknown else None
     if dataclasses.is_dataclass(kind):
       message = f'{unknown[1]} has no field {unknown[2]!r}' + near(
@@ -186,58 +185,59 @@ def _execute(file: Path) -> types.ModuleType:
 
 
 def _line_of(error: BaseException, file: Path) -> int:
-  lines = [
-    f.lineno for f in traceback.extract_tb(error.__traceback__)
-    if Path(f.filename) == file.resolve() or f.filename == str(file)
-  ]
-  return lines[-1] if lines and lines[-1] else 1
+  """The last line of `file` that an exception went through."""
+  lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+           if frame.lineno and Path(frame.filename).resolve() == file.resolve()]
+  return lines[-1] if lines else 1
 
 
 def _lines(file: Path) -> dict[tuple[str, ...], int]:
-  """Lines of the entries of `runs = {…}` and of their keyword arguments, where they are written
-  out.
-  """
+  """Lines of the entries of `runs = {…}` and of their keyword arguments, where written out."""
   lines: dict[tuple[str, ...], int] = {}
   for node in ast.walk(ast.parse(file.read_text('utf-8'))):
-    if not isinstance(node, ast.Dict):
-      continue
-    for key, value in zip(node.keys, node.values, strict=True):
-      if isinstance(key, ast.Constant) and isinstance(key.value, str) and isinstance(
-          value, ast.Call):
+    entries = zip(node.keys, node.values, strict=True) if isinstance(node, ast.Dict) else ()
+    for key, value in entries:
+      if isinstance(key, ast.Constant) and isinstance(value, ast.Call):
         lines[key.value,] = key.lineno
         lines |= {(key.value, k.arg): k.lineno for k in value.keywords if k.arg}
   return lines
 
 
-def _check_value(experiment: Experiment, run: str, field: str, value: Any, annotation: Any) -> None:
-  origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-  if is_union(annotation):
-    chosen = [a for a in inner if isinstance(value, typing.get_origin(a) or a)]
-    if chosen:
-      return _check_value(experiment, run, field, value, chosen[0])
-  elif origin is tuple and isinstance(value, tuple):
-    of = inner[:1] * len(value) if inner[-1] is ... else inner
-    if len(of) == len(value):
-      for i, (item, kind) in enumerate(zip(value, of, strict=True)):
-        _check_value(experiment, run, f'{field}.{i}', item, kind)
-      return None
-  elif origin is dict and isinstance(value, dict):
-    for key, item in value.items():
-      _check_value(experiment, run, f'{field}.{key}', item, inner[1])
-    return None
-  elif dataclasses.is_dataclass(annotation) and isinstance(value, annotation):
-    for name, kind in typing.get_type_hints(annotation).items():
-      _check_value(experiment, run, f'{field}.{name}' if field else name, getattr(value, name),
-                   kind)
-    return None
-  elif isinstance(annotation,
-                  type) and origin is None and not isinstance(value, bool) | (annotation is bool):
-    if isinstance(value, (int, float) if annotation is float else annotation):
-      return None
-  elif annotation is bool and isinstance(value, bool):
-    return None
-  raise BadInput(
-    f'{experiment.where(run, field)} is {_shown(value)}; expected {type_name(annotation)}')
+def _check_value(experiment: Experiment, run: str, field: str, value: Any, kind: Any) -> None:
+  """Raises BadInput if a value, or one inside it, is not of the annotated type."""
+  for inside, item, of in _parts(value, kind):
+    _check_value(experiment, run, f'{field}.{inside}' if field else inside, item, of)
+  if not _fits(value, kind):
+    raise BadInput(f'{experiment.where(run, field)} is {_shown(value)}; expected {type_name(kind)}')
+
+
+def _parts(value: Any, kind: Any) -> Iterator[tuple[str, Any, Any]]:
+  """(name, value, annotation) of what a config, tuple or dict holds."""
+  inner = typing.get_args(kind)
+  if is_union(kind):
+    kinds = [one for one in inner if _fits(value, one)]
+    yield from _parts(value, kinds[0]) if kinds else ()
+  elif dataclasses.is_dataclass(kind) and isinstance(value, kind):
+    for name, of in typing.get_type_hints(kind).items():
+      yield name, getattr(value, name), of
+  elif isinstance(value, dict) and inner:
+    for name, item in value.items():
+      yield str(name), item, inner[1]
+  elif isinstance(value, tuple) and inner:
+    for i, item in enumerate(value):
+      yield str(i), item, inner[0 if inner[-1] is ... else min(i, len(inner) - 1)]
+
+
+def _fits(value: Any, kind: Any) -> bool:
+  """Whether a value is of a type, what it holds left aside; an int is a float, a bool is no int."""
+  inner, origin = typing.get_args(kind), typing.get_origin(kind)
+  if is_union(kind):
+    return any(_fits(value, one) for one in inner)
+  if origin is tuple and inner[-1] is not ...:
+    return isinstance(value, tuple) and len(value) == len(inner)
+  if isinstance(value, bool):
+    return kind is bool
+  return isinstance(value, (int, float) if kind is float else origin or kind)
 
 
 def _check_references(experiment: Experiment, name: str) -> None:
@@ -245,22 +245,19 @@ def _check_references(experiment: Experiment, name: str) -> None:
   for role, needed in references(config).items():
     kinds = SAMPLED if role.startswith('models.') else ROLES[type(config)][role]
     there = [other for other, of in experiment.runs.items() if isinstance(of, kinds)]
+    where, hint = experiment.where(name, role), near(needed, there) if there else ''
     if needed not in experiment.runs:
-      raise BadInput(
-        f'{experiment.where(name, role)} names the run {needed!r}, which the file has not'
-        f'{near(needed, there)}')
+      raise BadInput(f'{where} names the run {needed!r}, which the file has not{hint}')
     if not isinstance(experiment.runs[needed], kinds):
-      raise BadInput(
-        f"{experiment.where(name, role)} names {needed!r}, a {type(experiment.runs[needed]).__name__}; "
-        f"expected {' or '.join(k.__name__ for k in kinds)}{near(needed, there) if there else ''}")
+      raise BadInput(f'{where} names {needed!r}, a {type(experiment.runs[needed]).__name__}; '
+                     f"expected {' or '.join(kind.__name__ for kind in kinds)}{hint}")
   if isinstance(config, configs.Evaluate):
     for entry, sampled in config.models.items():
       if not sampled.run:
         raise BadInput(f'{experiment.where(name, "models")}.{entry} names no run')
     if config.against not in config.models:
-      raise BadInput(
-        f'{experiment.where(name, "against")} is {config.against!r}, not an entry of its models'
-        f'{near(config.against, config.models)}')
+      raise BadInput(f'{experiment.where(name, "against")} is {config.against!r}, not an entry of '
+                     f'its models{near(config.against, config.models)}')
 
 
 def _shown(value: Any) -> str:

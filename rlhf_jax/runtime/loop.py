@@ -3,9 +3,8 @@
 Enter: an Experiment, the names of wanted runs, a Place. Leave: their folders, and what results.json
 will say.
 Everything is a function of (config, seed, step): batch t is stage.batches(t), its key
-fold_in(key(seed), t). So a run that
-was killed goes on from its newest whole checkpoint and ends with the same bits. Only the moment of
-a save depends on the clock.
+fold_in(key(seed), t). So a run that was killed goes on from its newest whole checkpoint and ends
+with the same bits. Only the moment of a save depends on the clock.
 Left out: several processes (each would have to agree on that moment).
 """
 

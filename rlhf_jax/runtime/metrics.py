@@ -1,10 +1,8 @@
-"""What a training run tells while it runs: metrics.jsonl, samples.jsonl, TensorBoard, the progress
-line.
+"""What a training run tells as it runs: metrics.jsonl, samples.jsonl, TensorBoard, one live line.
 
 Enter: one dict of numbers a step. Leave: one JSON object a step, without NaN; whatever depends on
-clock or machine ends
-in `_seconds`, `_per_second` or `_bytes`, the rest is the same for a run that was stopped and one
-that was not.
+clock or machine ends in `_seconds`, `_per_second` or `_bytes`, the rest is the same for a run that
+was stopped and one that was not.
 Only process 0 writes. Left out: uploading anywhere; figures (report/).
 """
 

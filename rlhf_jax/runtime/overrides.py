@@ -54,7 +54,7 @@ def apply(experiment: Experiment,
     run, _, field = path.partition('.')
     if run not in runs:
       raise BadInput(f'--{path}: {experiment.file} has no run {run!r}{near(run, runs)}')
-    runs[run] = _replaced(runs[run], type(runs[run]), field.split('.'), text, f'--{path}', run)
+    runs[run] = _replaced(runs[run], type(runs[run]), field.split('.'), text, f'--{path}')
   changed = dataclasses.replace(experiment, runs=runs)
   experiments.check(changed)
   return changed
@@ -103,42 +103,34 @@ def explain(experiment: Experiment) -> str:
   return '\n'.join(parts)
 
 
-def _replaced(config: Any, kind: Any, path: list[str], text: str, option: str, run: str) -> Any:
+def _replaced(config: Any, kind: Any, path: list[str], text: str, option: str) -> Any:
   """`config`, of the annotated `kind`, with the value at `path` read from `text`."""
   if not path:
     return _read(text, kind, option)
   head, rest = path[0], path[1:]
-  if isinstance(config, dict) and head in config:
-    return config | {
-      head: _replaced(config[head],
-                      typing.get_args(kind)[1], rest, text, option, run)
-    }
-  if isinstance(config,
-                tuple) and _holds_configs(kind) and head.isdigit() and int(head) < len(config):
-    items = list(config)
-    items[int(head)] = _replaced(items[int(head)], type(items[int(head)]), rest, text, option, run)
-    return tuple(items)
+  inside: dict[str, tuple[Any, Any]] = {}  # name -> (value, annotation)
   if dataclasses.is_dataclass(config):
     hints = typing.get_type_hints(type(config))
-    if head in hints:
-      inside = _replaced(getattr(config, head), hints[head], rest, text, option, run)
-      return dataclasses.replace(config, **{head: inside})
-    known = list(hints)
+    inside = {name: (getattr(config, name), of) for name, of in hints.items()}
   elif isinstance(config, dict):
-    known = list(config)
-  else:
-    known = [str(i) for i in range(len(config))
-             ] if _holds_configs(kind) and isinstance(config, tuple) else []
-  above = option.removesuffix('.'.join(path)).removesuffix('.')
-  raise BadInput(f'{option}: {above} has no field {head!r}{near(head, known) if known else ""} '
-                 f'(`run FILE --help` lists every field)')
+    inside = {name: (item, typing.get_args(kind)[1]) for name, item in config.items()}
+  elif isinstance(config, tuple) and _holds_configs(kind):
+    inside = {str(i): (item, type(item)) for i, item in enumerate(config)}
+  if head not in inside:
+    above = option.removesuffix('.'.join(path)).removesuffix('.')
+    raise BadInput(f'{option}: {above} has no field {head!r}'
+                   f'{near(head, inside) if inside else ""} (`run FILE --help` lists every field)')
+  item = _replaced(*inside[head], rest, text, option)
+  if isinstance(config, dict):
+    return config | {head: item}
+  if isinstance(config, tuple):
+    return (*config[:int(head)], item, *config[int(head) + 1:])
+  return dataclasses.replace(config, **{head: item})
 
 
 def _read(text: str, kind: Any, option: str) -> Any:
-  """A value of an annotated type from the command line's text. Raises BadInput that says what was
-  expected.
-  """
-  if _holds_configs(kind) and not experiments.is_union(kind) or dataclasses.is_dataclass(kind):
+  """A value of an annotated type from a word. Raises BadInput that says what was expected."""
+  if dataclasses.is_dataclass(kind) or (_holds_configs(kind) and not experiments.is_union(kind)):
     raise BadInput(f'{option}: name a field inside it, such as {option}.{_example(kind)} '
                    f'(`run FILE --help` lists every field)')
   try:
@@ -177,10 +169,11 @@ def _holds_configs(kind: Any) -> bool:
 
 
 def _example(kind: Any) -> str:
-  inside = kind if dataclasses.is_dataclass(kind) else next(
-    a for a in typing.get_args(kind) if dataclasses.is_dataclass(a))
-  first = dataclasses.fields(inside)[0].name
-  return first if inside is kind else f"{'NAME' if typing.get_origin(kind) is dict else '0'}.{first}"
+  """A field inside a type of configs: 'layers', '0.kind', 'NAME.run'."""
+  if dataclasses.is_dataclass(kind):
+    return dataclasses.fields(kind)[0].name
+  inside = next(a for a in typing.get_args(kind) if dataclasses.is_dataclass(a))
+  return f"{'NAME' if typing.get_origin(kind) is dict else '0'}.{_example(inside)}"
 
 
 def _written(value: Any) -> str:

@@ -23,8 +23,7 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
 
   Returns:
     The merged summaries of the Evaluate runs; where there is none, {'runs': {RUN: its summary}}.
-    And
-    'seconds': {RUN: over all its restarts}.
+    And 'seconds': {RUN: over all its restarts}.
   """
   finished = {name: found for name in runs
               if (found := workdir.read_json(folder / name / 'finished.json')) is not None}

@@ -1,8 +1,7 @@
 """`sample`: responses of a finished run, with what its reward model and its reference say of them.
 
 Enter: a workdir, a run, a prompt or the run's own prompts. Leave: texts; in a terminal also log-
-probability, reward and
-KL where those models exist.
+probability, reward and KL where those models exist.
 Left out: a dialogue (each response stands alone); top-k and top-p (no run is trained with them).
 """
 

@@ -280,12 +280,12 @@ def is_no_space(error: BaseException | None) -> bool:
 
 
 def _size(count: float) -> str:
-  for unit in ('B', 'kB', 'MB', 'GB'):
+  """12345678 → '12 MB'."""
+  unit = 'B'
+  for larger in ('kB', 'MB', 'GB', 'TB'):
     if count < 1000:
       break
-    count /= 1000
-  else:
-    unit = 'TB'
+    count, unit = count / 1000, larger
   return f'{count:.0f} {unit}' if count >= 10 or unit == 'B' else f'{count:.1f} {unit}'
 
 

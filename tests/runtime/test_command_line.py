@@ -28,7 +28,8 @@ def file(tmp_path):
 def main(monkeypatch, capfd):
   """Runs a command line; returns (exit code, stdout, stderr)."""
   monkeypatch.setattr(loop.Stopping, 'install', lambda self: None)
-  monkeypatch.setattr(__main__, '_report', lambda options: print(options.workdir / 'report.html') or 0)
+  monkeypatch.setattr(__main__, '_report',
+                      lambda options: print(options.workdir / 'report.html') or 0)
 
   def call(*words):
     try:
@@ -181,4 +182,3 @@ def test_sample_in_a_pipe_is_the_plain_text(main, monkeypatch):
   assert main('sample', '--workdir', 'w', '--run', 'r')[0] == 0
   assert 'log-prob -3.00 · 2 tokens · reward 0.500 · KL 1.50 nats' in out.getvalue()
   assert 'three …' in out.getvalue() and 'log-prob -1.00 · 1 tokens\n' in out.getvalue()
-

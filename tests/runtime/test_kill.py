@@ -29,7 +29,7 @@ SMALL = """
 --ppo_ptx.minibatch 8 --ppo_ptx.updates 30 --ppo_ptx.evaluate_every 10
 --ppo_ptx.evaluation_prompts.0.size 16 --ppo_ptx.evaluation_size 16
 --evaluation.prompts.0.size 40 --evaluation.text.0.size 40 --evaluation.batch 40
-""".split()
+""".split()  # noqa: SIM905
 TRAINED = ('gpt', 'sft', 'reward', 'ppo_ptx')
 RUNS = ('gpt', 'sft', 'rankings', 'rankings_heldout', 'reward', 'ppo_ptx', 'evaluation')
 

@@ -158,7 +158,8 @@ def test_a_torn_checkpoint_is_not_loaded(faults, whole, tmp_path, caplog, how):
   before, newest = _stopped_at(faults, tmp_path / 'stopped', 5)
   _tear(newest, how)
   run(tmp_path / 'stopped')
-  assert f'{newest} is damaged' in caplog.text and f'trying the one before it, {before.name}' in caplog.text
+  assert f'{newest} is damaged' in caplog.text
+  assert f'trying the one before it, {before.name}' in caplog.text
   assert_same(whole / 'first', tmp_path / 'stopped' / 'first')
 
 
@@ -276,7 +277,7 @@ def test_the_second_step_compiles_nothing(faults, tmp_path, monkeypatch):
 def test_no_space_is_told_before_the_first_step(faults, tmp_path, monkeypatch):
   monkeypatch.setattr(loop.workdir.shutil, 'disk_usage', lambda _: types.SimpleNamespace(free=100))
   with pytest.raises(configs.BadInput,
-                     match='no space left on the disk of .*first .100 B free.; free'):
+                     match=r'no space left on the disk of .*first .100 B free.; free'):
     run(tmp_path)
 
 
