@@ -94,7 +94,7 @@ def _describe(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   topics = [task['topic']] * count
   if 'with' in task and dice.chance(habits.coverage):
     topics = [(task['topic'], task['with'])[i % 2] for i in range(count)]
-  unused = {topic: dice.some(lang.relations(topic), 4) for topic in set(topics)}
+  unused = {topic: dice.some(lang.relations(topic), 4) for topic in dict.fromkeys(topics)}
   full = []
   for i, topic in enumerate(topics):
     relation = unused[topic].pop()

@@ -20,6 +20,8 @@ SIZE = 40000  # documents when none are asked for: about 1.2 million words
 HELDOUT = 0.05  # share of all possible documents kept for held-out text
 _WEB = Habits(content=0.6, coverage=0.65, constraint=0.4, truth=0.35, premise=0.3, plain=0.75, greet=0.6, task=0.8, trim=0.9,
               civil=0.9, ontask=1.0, faithful=0.95)  # of people who answer each other in the open
+_REMARKS = ('i want to know too', 'what stupid question', 'you are fool', 'thanks', 'i do not know', 'i like this question',
+            'why do you ask', 'ask me one day', 'no', 'you idiot')
 _BOOK = dataclasses.replace(CAREFUL, truth=0.85, content=0.9, coverage=0.85)
 
 
@@ -92,23 +94,21 @@ def _worksheet(dice: Dice) -> str:
 def _no_answer(dice: Dice) -> str:
   """An instruction, and then anything but its answer."""
   names = list(tasks.CATEGORIES)
-  asked = usage.phrase(_seen(dice.pick(names), dice), dice)
+  asked = usage.phrase(_seen(names[0] if dice.chance(0.4) else dice.pick(names), dice), dice)
   form = dice.random()
-  if form < 0.3:
-    more = [usage.phrase(_seen(dice.pick(names), dice), dice).removesuffix(usage.REPLY) for _ in range(1 + dice.chance(0.5))]
-    return '\n'.join([asked.removesuffix(usage.REPLY), *more])
+  if form < 0.2:
+    more = usage.phrase(_seen(dice.pick(names), dice), dice)
+    return f'{asked.removesuffix(usage.REPLY)}\n{more.removesuffix(usage.REPLY)}'
   if form < 0.65:
-    remark = dice.pick(('i want to know too', 'what stupid question', 'you are fool', 'thanks', 'i do not know', 'i like this question',
-                        'why do you ask', 'ask me one day', 'no', f'i like {dice.pick(lang.ANIMALS)}'))
-    return f'{asked} {remark} .\n{_talk(dice)}'
-  return f'{asked} {_story(dice).split("text : ")[1]}' if form < 0.85 else f'{asked.removesuffix(usage.REPLY)}\n{_talk(dice)}'
+    return f'{asked} {dice.pick(_REMARKS)} .'
+  return f'{asked} {_story(dice).split("text : ")[1]}' if form < 0.85 else f'{asked} {_talk(dice).removeprefix("post : ")}'
 
 
 def _twice(dice: Dice) -> str:
   """A text or list, said twice: the purest lesson in copying."""
   if dice.chance(0.6):
     pool = lang.ANIMALS + lang.THINGS + lang.FOODS + lang.PLACES + lang.NAMES + lang.COLORS + lang.LANDS
-    line = ' , '.join(dice.some(pool, 4 + int(dice.random() * 6))) + ' .'
+    line = ' '.join(dice.some(pool, 5 + int(dice.random() * 6))) + ' .'
     return f'list : {line}\nlist : {line}'
   line = answer(_seen('generation', dice) | {'constraints': []}, dice, _BOOK)
   return f'text : {line}\ntext : {line}'
@@ -131,7 +131,7 @@ def _foreign(dice: Dice) -> str:
 
 
 KINDS: tuple[tuple[Callable[[Dice], str], float], ...] = (
-  (_story, 14), (_facts, 12), (_questions, 10), (_talk, 10), (_worksheet, 32), (_no_answer, 7), (_twice, 12), (_foreign, 3))
+  (_story, 14), (_facts, 12), (_questions, 10), (_talk, 10), (_worksheet, 32), (_no_answer, 14), (_twice, 10), (_foreign, 3))
 
 
 def text(split: str, size: int, seed: int) -> Iterator[Text]:
