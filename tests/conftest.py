@@ -10,7 +10,10 @@ os.environ['XLA_FLAGS'] = ' '.join(
                 '--xla_cpu_use_fusion_emitters=false')))
 
 import jax  # noqa: E402
+import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+
+from rlhf_jax.model import transformer  # noqa: E402
 
 jax.devices()  # reads XLA_FLAGS; the processes that tests start get what was there before
 if _outside is None:
@@ -26,3 +29,20 @@ def quick_compilation():
   jax.config.update('jax_disable_most_optimizations', True)
   yield
   jax.config.update('jax_disable_most_optimizations', before)
+
+
+@pytest.fixture(scope='session')
+def random_params():
+  """(model, scalar, seed) -> parameters in which no norm is one and no bias zero, uncompiled."""
+  def make(model, scalar, seed):
+    shapes = jax.eval_shape(lambda key: transformer.init(model, key, scalar), jax.random.key(0))
+    random = np.random.default_rng(seed)
+
+    def leaf(path, s):
+      centre = 1.0 if path[-1].key == 'scale' else 0.0
+      spread = model.init_std if len(s.shape) > 1 else 0.1
+      return jax.numpy.asarray(random.normal(centre, spread, s.shape), s.dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, shapes)
+
+  return make

@@ -2,12 +2,10 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from rlhf_jax import configs
-from rlhf_jax.model import transformer
 
 VOCABULARY, PROMPT, RESPONSE = 37, 6, 5
 SHAPES = {
@@ -26,19 +24,6 @@ def _quick(quick_compilation):
   return
 
 
-def random_params(config, scalar, seed):
-  """Parameters in which no norm is one and no bias zero, made without compiling anything."""
-  shapes = jax.eval_shape(lambda key: transformer.init(config, key, scalar), jax.random.key(0))
-  random = np.random.default_rng(seed)
-
-  def leaf(path, s):
-    centre = 1.0 if path[-1].key == 'scale' else 0.0
-    spread = config.init_std if len(s.shape) > 1 else 0.1
-    return jax.numpy.asarray(random.normal(centre, spread, s.shape), s.dtype)
-
-  return jax.tree_util.tree_map_with_path(leaf, shapes)
-
-
 @dataclasses.dataclass(frozen=True)
 class Case:
   """A model, its parameters, and the same with a scalar head."""
@@ -48,7 +33,7 @@ class Case:
 
 
 @pytest.fixture(scope='session')
-def cases():
+def cases(random_params):
   """{'gpt', 'llama'} -> Case."""
   return {
     name: Case(config, random_params(config, False, 1), random_params(config, True, 2))
