@@ -5,10 +5,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
 set_up test
-selection=(-m "not long")
 if [ "${1:-}" = --all ]; then
-  selection=()
   shift
+  .venv/bin/python -m pytest -n 2 "$@"
+  .venv/bin/ruff check .
+else
+  .venv/bin/python -m pytest -n 2 -m "not long" "$@"
 fi
-.venv/bin/ruff check .
-.venv/bin/python -m pytest -n 2 ${selection[@]+"${selection[@]}"} "$@"

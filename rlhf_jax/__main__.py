@@ -94,13 +94,13 @@ def main(words: Sequence[str] | None = None) -> int:
   options = argparse.Namespace(workdir=None)
   try:
     overridden: list[tuple[str, str]] = []
+    top, run = parser()
     if words[:1] == ['run']:
       from rlhf_jax.runtime import overrides
-      words, overridden = overrides.split(words)
-    top, run = parser()
-    options = top.parse_args(words)
-    if options.command == 'run':
+      words, overridden = overrides.split(words[1:])
+      options = run.parse_intermixed_args(words)  # names of runs may stand behind options
       return _run(options, overridden, run)
+    options = top.parse_args(words)
     return {'list': _list, 'sample': _sample, 'report': _report}[options.command](options)
   except BadInput as error:
     return _told(str(error), 2)

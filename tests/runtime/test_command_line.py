@@ -59,8 +59,11 @@ def test_run_ends_with_table_and_report(main, faults, file, tmp_path):
   assert code == 0 and 'gpt: finished' in out and 'sft: finished' in out
 
 
-def test_only_what_is_named_and_needed(main, faults, file, tmp_path):
-  assert main('run', file, 'gpt', '--workdir', tmp_path / 'w')[0] == 0
+@pytest.mark.parametrize('words', ['FILE gpt --workdir W', 'FILE --workdir W gpt',
+                                   '--workdir W FILE --gpt.steps 8 gpt --seed 0'])
+def test_only_what_is_named_and_needed(main, faults, file, tmp_path, words):
+  words = words.replace('FILE', file).replace('W', str(tmp_path / 'w')).split()
+  assert main('run', *words)[0] == 0
   assert (tmp_path / 'w' / 'gpt' / 'finished.json').exists()
   assert not (tmp_path / 'w' / 'sft').exists()
 

@@ -4,11 +4,13 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 
+import jax
 import numpy as np
 import pytest
 
@@ -87,7 +89,6 @@ def assert_same(whole, other):
 
 
 def _flat(tree):
-  import jax
   return jax.tree.leaves(tree)
 
 
@@ -111,7 +112,6 @@ def test_killed_again_and_again_ends_as_if_never_stopped(whole, environment, tmp
 @pytest.mark.parametrize('name', RUNS)
 def test_every_kind_of_run_survives_a_kill_in_its_middle(whole, environment, tmp_path, name):
   """The run is killed when its folder shows that it is at work, then finished."""
-  import shutil
   for other in RUNS[:RUNS.index(name)]:
     shutil.copytree(whole / other, tmp_path / other)
   process = start(tmp_path, environment, name)
@@ -120,6 +120,7 @@ def test_every_kind_of_run_survives_a_kill_in_its_middle(whole, environment, tmp
   while process.poll() is None and time.monotonic() < deadline and not any(
       path.stat().st_size for path in (tmp_path / name).glob(busy.get(name, 'checkpoints.json'))):
     time.sleep(0.02)
+  assert process.poll() is None, process.communicate()[0].decode()
   process.kill()
   process.communicate()
   process = start(tmp_path, environment, name)
@@ -149,7 +150,6 @@ def test_sigterm_saves_and_exits_143(environment, tmp_path):
 
 def test_a_restart_is_at_work_within_ten_seconds(whole, environment, tmp_path):
   """From the start of the process to its first new row, in the run with the largest executable."""
-  import shutil
   for other in RUNS[:-1]:
     shutil.copytree(whole / other, tmp_path / other)
   folder = tmp_path / 'ppo_ptx'
@@ -167,6 +167,7 @@ def test_a_restart_is_at_work_within_ten_seconds(whole, environment, tmp_path):
     while process.poll() is None and not (metrics.exists() and metrics.read_text()[len(before):]):
       time.sleep(0.02)
     seconds.append(time.monotonic() - started)
+    assert process.poll() is None
     process.kill()
     process.communicate()
   assert min(seconds) < 10, seconds
