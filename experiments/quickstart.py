@@ -31,7 +31,7 @@ runs = {
     optimizer=Optimizer(learning_rate=1e-3), **lengths),
   'rankings': Collect(
     policy='sft', prompts=(world.prompts_source('reward', 1200),), judge=world.LABELERS,
-    labelers=world.TRAINING_LABELERS, k=(4, 9), **lengths),
+    labelers=world.TRAINING_LABELERS, k=(4, 9), others=1, **lengths),
   'rankings_heldout': Collect(
     policy='sft', prompts=(world.prompts_source('reward_heldout', 250),), judge=world.LABELERS,
     labelers=world.TRAINING_LABELERS + world.HELDOUT_LABELERS, k=(4, 9), calibration='rankings',

@@ -119,6 +119,7 @@ class Collect:
   labels: int = 1  # labelers a prompt; len(labelers) for agreement studies
   calibration: str = ''  # Collect run whose calibrated judge is used; empty: calibrate here
   k: tuple[int, int] = (4, 9)  # fewest and most completions of a prompt (paper: 4 to 9)
+  others: int = 0  # of the K, completions sampled for other prompts (paper: none): what off-task is
   temperature: float = 1.0  # of sampling
   prompt_length: int = 32  # longest prompt in tokens
   prompt_cut: str = 'refuse'  # 'refuse' or 'head', see Language

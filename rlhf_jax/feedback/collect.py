@@ -156,6 +156,17 @@ def _distinct(samples: Sequence[Any]) -> list[Any]:
   return list(first.values())
 
 
+def _with_others(completions: Sequence[Sequence[Any]], others: int) -> list[list[Any]]:
+  """The last `others` completions of each prompt give way to the first ones of the prompts after
+  it in the block."""
+  count = len(completions)
+  mixed = []
+  for i, own in enumerate(completions):
+    near = [completions[(i + 1 + j) % count][0] for j in range(min(others, count - 1))]
+    mixed.append(_distinct([*own[:max(1, len(own) - len(near))], *near]))
+  return mixed
+
+
 def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path, name: str,
            sample: _Sampler, blocks: Sequence[Block]) -> records.Judge:
   """The judge, calibrated if it can be: as in the run config.calibration, or else on this run's
@@ -196,6 +207,7 @@ def _ranked(config: configs.Collect, judge: records.Judge, prompts: Sequence[rec
   counts = dict.fromkeys(('prompts', 'samples', 'ended', 'too_few_distinct', 'completions',
                           'pairs', 'tied', 'rankings', 'all_tied'), 0)
   counts['samples'] = sum(block.k)
+  completions = _with_others(completions, config.others)
   for index, distinct in zip(range(block.start, block.stop), completions, strict=True):
     if len(distinct) < 2:
       counts['too_few_distinct'] += 1
