@@ -19,8 +19,9 @@ MODEL = configs.Model(layers=2, width=24, heads=4, kv_heads=2, head_size=6, mlp=
 ADAM = configs.Optimizer(learning_rate=0.01, warmup=10, warmup_from=0.1, schedule='constant',
                          epsilon=1e-4, clip=0.0)
 PPO = configs.PPO(episodes=8, minibatch=4, epochs=2, updates=40, kl_coef=0.3, ptx_coef=2.0,
-                  ptx_ratio=1.5, temperature=0.8, no_eos_penalty=0.7, ema=0.9, prompt_length=PROMPT,
-                  response_length=RESPONSE, text_length=TEXT, policy_optimizer=ADAM,
+                  ptx_ratio=1.5, temperature=0.8, no_eos_penalty=0.7, ema=0.9, value_clip=0.05,
+                  prompt_length=PROMPT, response_length=RESPONSE, text_length=TEXT,
+                  policy_optimizer=ADAM,
                   value_optimizer=dataclasses.replace(ADAM, learning_rate=0.02))
 LANGUAGE = configs.Language(init_from='gpt', model=configs.Model(scan=True), batch=8, length=TEXT,
                             steps=20, optimizer=dataclasses.replace(ADAM, schedule='cosine'))
@@ -132,26 +133,33 @@ class Bench:
 
 
 @pytest.fixture(scope='session')
-def parents(random_params):
-  """role -> Parent: language models, and a reward model with a trunk of another width."""
-  wide = dataclasses.replace(MODEL, width=20, mlp=28)
-  language_model = stage.Parent(MODEL, Tokenizer(), random_params(MODEL, False, 1))
-  scalar = stage.Parent(wide, Tokenizer(), random_params(wide, True, 2))
-  return {'init_from': language_model, 'policy': language_model, 'reward': scalar}
+def make_parents(random_params):
+  """(model) -> role -> Parent: a language model; a reward model with a trunk of its own."""
+  @functools.cache
+  def make(model):
+    other = dataclasses.replace(model, width=16, mlp=32)
+    language_model = stage.Parent(model, Tokenizer(), random_params(model, False, 1))
+    scalar = stage.Parent(other, Tokenizer(), random_params(other, True, 2))
+    return {'init_from': language_model, 'policy': language_model, 'reward': scalar}
+
+  return make
 
 
 @pytest.fixture(scope='session')
-def bench(parents):
-  """config -> Bench, one for each configuration, with the parents it names."""
-  roles = {configs.Language: ('init_from',), configs.Reward: ('init_from',),
-           configs.PPO: ('policy', 'reward')}
+def parents(make_parents):
+  """The parents of most benches."""
+  return make_parents(MODEL)
 
+
+@pytest.fixture(scope='session')
+def bench(make_parents):
+  """(config, model) -> Bench, one for each pair, with the parents that the config names."""
   @functools.cache
-  def make(config):
-    needed = roles[type(config)]
+  def make(config, model=MODEL):
+    roles = ('policy', 'reward') if isinstance(config, configs.PPO) else ('init_from',)
     if isinstance(config, configs.PPO) and ':' in config.reward:
-      needed = ('policy',)
-    return Bench(config, {role: parents[role] for role in needed})
+      roles = ('policy',)
+    return Bench(config, {role: make_parents(model)[role] for role in roles})
 
   return make
 

@@ -1,4 +1,4 @@
-"""Pretraining and SFT: the loss and its targets, dropout, validation, the choice of a checkpoint."""
+"""Pretraining and SFT: the loss and its targets, dropout, validation, the checkpoint chosen."""
 
 import dataclasses
 import types

@@ -63,9 +63,11 @@ def text_objective(params, model, rows):
     rows['mask'][:, 1:])
 
 
-def value_objective(params, model, rows, length, returns, mask):
-  return 0.5 * jnp.sum((values_of(model, params, rows)[:, -length:] - returns)**2 * mask) / jnp.sum(
-    mask)
+def value_objective(params, model, rows, length, clip, old, returns, mask):
+  values = values_of(model, params, rows)[:, -length:]
+  near = old + jnp.clip(values - old, -clip, clip)
+  worse = jnp.maximum((values - returns)**2, (near - returns)**2)
+  return 0.5 * jnp.sum(worse * mask) / jnp.sum(mask)
 
 
 class Adam:
@@ -132,7 +134,7 @@ def oracle(bench, state, samples, key):
   # Epochs of minibatches, every row once an epoch, all against the same old numbers.
   policy, value = Adam(state.policy.params, config.ema), Adam(state.value.params)
   gradients = [jax.jit(jax.grad(f), static_argnums=n) for f, n in (
-    (policy_objective, (1, 3, 4)), (text_objective, 1), (value_objective, (1, 3)))]
+    (policy_objective, (1, 3, 4)), (text_objective, 1), (value_objective, (1, 3, 4)))]
   narrow = lambda tree: jax.tree.map(np.float32, tree)
   warm = min(0.1 + 0.9 * int(state.step) / 10, 1.0)
   count = config.episodes // config.minibatch
@@ -147,8 +149,8 @@ def oracle(bench, state, samples, key):
       ptx = gradients[1](narrow(policy.params), model, text)
       both = jax.tree.map(lambda a, b: np.float64(a) + float(state.ptx_coef) * np.float64(b), ppo,
                           ptx)
-      back = gradients[2](narrow(value.params), value_model, some, length, returns[chosen],
-                          mask[chosen])
+      back = gradients[2](narrow(value.params), value_model, some, length, config.value_clip,
+                          values[chosen], returns[chosen], mask[chosen])
       policy.step(both, 0.01 * warm, config.policy_optimizer)
       value.step(jax.tree.map(np.float64, back), 0.02 * warm, config.value_optimizer)
   means = {

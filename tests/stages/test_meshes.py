@@ -1,0 +1,91 @@
+"""One update on eight devices, in several shapes, equals the update on one."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax import configs
+from rlhf_jax.model import sharding
+
+SHAPES = [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8), (4, 2, 1)]  # data, fsdp, tensor
+CASES = [
+  pytest.param(name, shape, id=f'{name}-{"x".join(map(str, shape))}',
+               marks=[pytest.mark.long] if name == 'ppo' and shape in SHAPES[1::3] else [])
+  for name in ('language', 'reward', 'ppo') for shape in SHAPES
+]
+
+
+@pytest.fixture(scope='module')
+def model(tiny):
+  """Every axis that a mesh splits divides by eight."""
+  return dataclasses.replace(tiny.MODEL, heads=16, kv_heads=8, head_size=2)
+
+
+@pytest.fixture(scope='module')
+def stages(tiny):
+  """Batches, minibatches and their pieces divide by eight."""
+  data = (configs.Source(kind='demonstrations'),)
+  return {
+    'language': dataclasses.replace(tiny.LANGUAGE, data=data, prompt_length=tiny.PROMPT,
+                                    response_length=tiny.RESPONSE, batch=16, microbatch=8),
+    'reward': dataclasses.replace(tiny.REWARD, batch=16, microbatch=8),
+    'ppo': dataclasses.replace(tiny.PPO, episodes=16, minibatch=8, epochs=1, ptx_ratio=1.0),
+  }
+
+
+def sharded_update(bench, shape):
+  """(mesh, start, state and metrics after one update), placed and pinned as the loop does."""
+  mesh = sharding.make_mesh(configs.Mesh(*shape))
+  where = lambda tree: sharding.state_shardings(mesh, tree, bench.stage.axes)
+  with jax.set_mesh(mesh):
+    state = jax.device_put(bench.state, where(bench.state))
+    frozen = jax.device_put(bench.frozen, where(bench.frozen))
+    batch = jax.device_put(bench.batch, sharding.batch_shardings(mesh, bench.batch))
+    update = jax.jit(bench.update.__wrapped__, out_shardings=(where(bench.state), None))
+    after, metrics = update(state, frozen, batch, bench.key)
+    again, _ = update(after, frozen, batch, bench.key)
+    assert update._cache_size() == 1
+    for old, new in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+      assert new.sharding.is_equivalent_to(old.sharding, old.ndim)
+  return mesh, state, after, metrics
+
+
+def check_placed(mesh, tree):
+  """Parameters really are split: the biggest matrices by what divides them, the rest whole."""
+  shape = lambda x: x.addressable_shards[0].data.shape
+  up = tree['blocks']['mlp']['up']['kernel']
+  _, width, hidden = up.shape
+  assert shape(up) == (2, width // mesh.shape['fsdp'], hidden // mesh.shape['tensor'])
+  table = tree['embed']['tokens']
+  assert shape(table) == (table.shape[0] // mesh.shape['tensor'], table.shape[1])
+  if mesh.shape['fsdp'] * mesh.shape['tensor'] > 1:
+    assert up.addressable_shards[0].data.size < up.size
+
+
+@pytest.mark.parametrize(('name', 'shape'), CASES)
+def test_eight_devices_give_the_numbers_of_one(bench, tiny, model, stages, name, shape):
+  made = bench(stages[name], model)
+  one, told = made.step()
+  mesh, start, state, metrics = sharded_update(made, shape)
+  for part in ('policy', 'value') if name == 'ppo' else ('model',):
+    check_placed(mesh, getattr(start, part).params)
+    found, wanted = getattr(state, part), getattr(one, part)
+    assert np.linalg.norm(tiny.moved(found.params, getattr(made.state, part).params)) > 1e-2
+    if name == 'reward':  # starts at 0 and has no gradient, so what is there is rounding
+      assert all(abs(tree.params['head'].pop('bias')) < 1e-6 for tree in (found, wanted))
+    assert tiny.far(found.params, wanted.params) <= 1e-5
+    if wanted.ema is not None:
+      assert tiny.far(found.ema, wanted.ema) <= 1e-5
+  if name == 'ppo':
+    for key in ('tokens', 'valid'):
+      np.testing.assert_array_equal(metrics['samples'][key], told['samples'][key])
+  for key in set(told) - {'samples', 'logprob_gap'}:
+    np.testing.assert_allclose(metrics[key], told[key], rtol=1e-3, atol=1e-4, err_msg=key)
+
+
+def test_plain_arrays_stay_on_one_device(bench, tiny):
+  """The eight fake devices of the tests are not used by what asks for no mesh."""
+  state, _ = bench(tiny.LANGUAGE).step()
+  assert {d for x in jax.tree.leaves(state) for d in x.devices()} == {jax.devices()[0]}
