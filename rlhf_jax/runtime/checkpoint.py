@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from rlhf_jax import configs
@@ -186,7 +187,7 @@ def export(folder: Path, kind: str, model: configs.Model, tokenizer: Tokenizer,
 
 
 def load_parent(folder: Path, weights: str = 'params') -> Parent:
-  """The run in `folder`, which must be finished.
+  """The run in `folder`, which must be finished; its params are numpy arrays.
 
   Args:
     weights: 'params', or 'ema' for the average of the weights where the run kept one.
@@ -215,8 +216,9 @@ def load_parent(folder: Path, weights: str = 'params') -> Parent:
                 Tokenizer.from_file(folder / 'model' / 'tokenizer.json'), params, config, folder)
 
 
-def _on_host(leaf: Any) -> Any:
-  return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+def _on_host(leaf: Any) -> np.ndarray:
+  """What tells orbax to restore an array to the host, not to the devices it was saved from."""
+  return np.broadcast_to(np.zeros((), leaf.dtype), leaf.shape)
 
 
 def size(tree: Any) -> int:

@@ -88,28 +88,33 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
     OutOfReach: a loss that is not finite.
   """
   wanted = experiments.order(experiment, list(names) or experiment.runs)
-  described: dict[str, dict[str, Any]] = {}
-  begun: set[str] = set()
-  for name in wanted:
-    config = experiment.runs[name]
-    parents = {role: (run, described[run]['hash'])
-               for role, run in experiments.references(config).items()}
-    described[name] = workdir.describe(config, parents)
-    if workdir.check_same(place.workdir / name, described[name]):
-      begun.add(name)
-  use_compilation_cache(place.workdir)
+  with workdir.lock(place.workdir):
+    described = _described(experiment, wanted)
+    begun = {name for name in wanted
+             if workdir.check_same(place.workdir / name, described[name])}
+    use_compilation_cache(place.workdir)
+    for name in wanted:
+      folder = place.workdir / name
+      if (folder / 'finished.json').exists():
+        logger.info('%s: finished', name)
+        continue
+      if name not in begun:
+        workdir.write_json(folder / 'config.json', described[name])
+      with workdir.Stopwatch(folder).ticking() as watch:
+        finished = make(name, experiment.runs[name], place, watch, options)
+      workdir.write_json(folder / 'finished.json', {'seconds': round(watch.seconds, 3)} | finished)
+    return results.assemble(place.workdir, experiment.runs)
 
-  for name in wanted:
-    folder = place.workdir / name
-    if (folder / 'finished.json').exists():
-      logger.info('%s: finished', name)
-      continue
-    if name not in begun:
-      workdir.write_json(folder / 'config.json', described[name])
-    with workdir.Stopwatch(folder).ticking() as watch:
-      finished = make(name, experiment.runs[name], place, watch, options)
-    workdir.write_json(folder / 'finished.json', {'seconds': round(watch.seconds, 3)} | finished)
-  return results.assemble(place.workdir, experiment.runs)
+
+def _described(experiment: experiments.Experiment, names: Iterable[str]) -> dict[str, dict]:
+  """Run -> what its config.json says; `names` are in order, parents first."""
+  described: dict[str, dict[str, Any]] = {}
+  for name in names:
+    config = experiment.runs[name]
+    described[name] = workdir.describe(config, {
+      role: (run, described[run]['hash'])
+      for role, run in experiments.references(config).items()})
+  return described
 
 
 def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
@@ -117,12 +122,13 @@ def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
   """Does one run whose parents are finished. Returns {'steps', 'summary'}."""
   needed = experiments.references(config)
   loaded = {
-    run: checkpoint.load_parent(place.workdir / run)
-    for run in dict.fromkeys(needed.values())
-  }
-  parents = {role: loaded[run] for role, run in needed.items()}
+    run: checkpoint.load_parent(place.workdir / run) for run in dict.fromkeys(needed.values())}
   if type(config) in STAGES:
+    parents = {role: loaded[run] for role, run in needed.items()}
     return train(name, config, parents, place, watch, options)
+  on_device = {run: dataclasses.replace(parent, params=jax.device_put(parent.params))
+               for run, parent in loaded.items()}
+  parents = {role: on_device[run] for role, run in needed.items()}
   other = importlib.import_module(OTHERS[type(config)])
   return {'steps': 0, 'summary': other.run(config, parents, place, place.workdir / name, name)}
 

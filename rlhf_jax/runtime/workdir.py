@@ -8,6 +8,7 @@ Left out: checkpoints (checkpoint.py) and metrics (metrics.py).
 import contextlib
 import dataclasses
 import errno
+import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -205,7 +206,24 @@ def _commit() -> str | None:
     return None
 
 
-# ---------------------------------------------------------------- time over restarts
+# ---------------------------------------------------------------- one process, time over restarts
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+  """Holds DIR/.lock, which ends with the process however it ends. Raises BadInput if another has
+  it.
+  """
+  folder.mkdir(parents=True, exist_ok=True)
+  with (folder / '.lock').open('a+') as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise BadInput(f'another process is at work in {folder}; wait for it, or take another '
+                     '--workdir') from None
+    except OSError:  # a file system without locks
+      pass
+    yield
 
 
 class Stopwatch:

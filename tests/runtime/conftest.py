@@ -16,7 +16,7 @@ from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.runtime import loop
 from rlhf_jax.stages.stage import Stage
 
-WIDTH, ROWS = 7, 5
+WIDTH, ROWS = 8, 6
 
 
 @pytest.fixture(scope='session')
@@ -84,7 +84,8 @@ def _stage(config: configs.Language, tokenizer: Tokenizer, wrong: Faults) -> Sta
     updates, opt = optimizer.update(grads, state['opt'])
     params = optax.apply_updates(state['params'], updates)
     return state | {'params': params, 'opt': opt}, {
-      'loss': value, 'undefined': jnp.float32(jnp.nan), 'samples': batch['x'][:2, 0]}
+      'loss': value, 'undefined': jnp.float32(jnp.nan), 'samples': batch['x'][:2, 0],
+      'frozen': sum((jnp.sum(jnp.abs(p['w'])) for p in frozen.values()), jnp.float32(0))}
 
   def batches(t):
     if t in wrong.batch:

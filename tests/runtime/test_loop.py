@@ -1,5 +1,6 @@
 """The training loop on a small regression: resumed = whole, to the bit, wherever it was stopped."""
 
+import dataclasses
 import json
 import pathlib
 import signal
@@ -80,9 +81,12 @@ def test_two_runs_and_their_files(faults, tmp_path):
   assert told['runs']['first']['loss'] > 0 and told['seconds'].keys() == {'first', 'second'}
   described = json.loads((tmp_path / 'second' / 'config.json').read_text())
   assert described['config']['steps'] == 8 and described['versions']['jax'] == jax.__version__
-  # The second run starts from the first and is pulled to it by `frozen`: both read the parent, none
-  # changes it.
-  assert not np.array_equal(params(tmp_path / 'second')['w'], params(tmp_path / 'first')['w'])
+  # The second run starts from the first and is pulled to it by `frozen`: both read the parent, and
+  # the state, which is donated every step, must not share its memory.
+  first, second = params(tmp_path / 'first')['w'], params(tmp_path / 'second')['w']
+  assert not np.array_equal(first, second)
+  assert [row['frozen'] for row in rows(tmp_path / 'second')] == [
+    pytest.approx(np.abs(first).sum(), rel=1e-6)] * 8
 
 
 def test_a_finished_run_is_not_made_again(faults, tmp_path):
@@ -272,6 +276,30 @@ def test_the_second_step_compiles_nothing(faults, tmp_path, monkeypatch):
   # The last row waits for the evaluation at the end, which compiles what it needs.
   assert len(counts) == 8 and counts[0] > 0
   assert set(counts[:-1]) == {counts[0]}
+
+
+def test_other_devices_give_the_same_numbers_and_may_go_on(faults, whole, tmp_path):
+  """Stopped on one device, gone on upon a mesh of six; the next run starts from it there too."""
+  faults.batch = {4: KeyboardInterrupt('killed')}
+  with pytest.raises(KeyboardInterrupt):
+    run(tmp_path)
+  faults.batch = {}
+  both = experiment()
+  mesh = configs.Mesh(data=3, fsdp=2)
+  both = dataclasses.replace(both, runs={
+    name: dataclasses.replace(config, mesh=mesh) for name, config in both.runs.items()})
+  loop.run_file(both, ['second'], Place(tmp_path, None, False), EVERY_STEP)
+  for name in ('first', 'second'):
+    one, other = params(whole / name)['w'], params(tmp_path / name)['w']
+    assert isinstance(other, np.ndarray)
+    assert np.linalg.norm(one - other) <= 1e-5 * np.linalg.norm(one)
+    assert [row['step'] for row in rows(tmp_path / name)] == list(range(1, 9))
+
+
+def test_a_workdir_is_one_processs(faults, tmp_path):
+  with loop.workdir.lock(tmp_path), pytest.raises(configs.BadInput, match='is at work in'):
+    run(tmp_path)
+  run(tmp_path)
 
 
 def test_no_space_is_told_before_the_first_step(faults, tmp_path, monkeypatch):
