@@ -310,7 +310,7 @@ def test_a_new_key_gives_new_rollouts(base):
 @pytest.fixture(scope='module')
 def pieces(bench, tiny):
   """The base run in microbatches of two, with the adaptive controller."""
-  return bench(dataclasses.replace(tiny.PPO, microbatch=2, kl_target=1.5, kl_horizon=100))
+  return bench(dataclasses.replace(tiny.PPO, microbatch=2, kl_target=1.0, kl_horizon=100))
 
 
 def test_microbatches_give_the_whole(base, pieces, drifted, tiny):
@@ -326,7 +326,8 @@ def test_microbatches_give_the_whole(base, pieces, drifted, tiny):
 def test_the_controller_moves_beta_and_beta_is_state(pieces, drifted):
   """In nats a sequence: above the target β rises by at most 20 % · n/horizon, below it falls."""
   state, metrics = pieces.step(drifted)
-  error = np.clip(float(metrics['kl']) / 1.5 - 1, -0.2, 0.2)
+  error = float(metrics['kl']) / 1.0 - 1
+  assert 0 < abs(error) < 0.2  # not clipped; per token it would be
   np.testing.assert_allclose(state.kl_coef, 0.3 * (1 + error * 8 / 100), rtol=1e-5)
   np.testing.assert_allclose(metrics['kl_coef'], 0.3)  # the one that was used
   low, _ = pieces.step()  # KL 0
