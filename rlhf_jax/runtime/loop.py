@@ -13,7 +13,6 @@ import dataclasses
 import importlib
 import logging
 import math
-import os
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -22,13 +21,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental.compilation_cache import compilation_cache
 
 from rlhf_jax import configs
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import judged
 from rlhf_jax.model import sharding
-from rlhf_jax.runtime import checkpoint, results, workdir
+from rlhf_jax.runtime import checkpoint, executables, results, workdir
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.metrics import Metrics, Progress, last_row, timeless
 
@@ -92,7 +90,7 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
     described = _described(experiment, wanted)
     begun = {name for name in wanted
              if workdir.check_same(place.workdir / name, described[name])}
-    use_compilation_cache(place.workdir)
+    executables.keep(place.workdir)
     for name in wanted:
       folder = place.workdir / name
       if (folder / 'finished.json').exists():
@@ -131,17 +129,6 @@ def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
   parents = {role: on_device[run] for role, run in needed.items()}
   other = importlib.import_module(OTHERS[type(config)])
   return {'steps': 0, 'summary': other.run(config, parents, place, place.workdir / name, name)}
-
-
-def use_compilation_cache(folder: Path) -> None:
-  """Keeps every executable in DIR/.jax_cache, or where JAX_COMPILATION_CACHE_DIR says: a restart
-  compiles nothing.
-  """
-  if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    jax.config.update('jax_compilation_cache_dir', str(folder.resolve() / '.jax_cache'))
-    compilation_cache.reset_cache()  # else the folder of this process's first compilation stays
-  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
-  jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 # ---------------------------------------------------------------- one training run

@@ -6,6 +6,7 @@ was stopped and one that was not.
 Only process 0 writes. Left out: uploading anywhere; figures (report/).
 """
 
+import contextlib
 import json
 import math
 import os
@@ -17,11 +18,13 @@ from typing import Any
 
 import rich.console
 import rich.progress
-import tensorboardX
+from tensorboardX import event_file_writer
+from tensorboardX.proto import event_pb2, summary_pb2
 
 from rlhf_jax.runtime import workdir
 
 PLAIN_SECONDS = 5.0  # between two progress lines in a pipe
+BOARD_SECONDS = 5.0  # between two flushes of TensorBoard's events
 CLOCK = ('_seconds', '_per_second', '_bytes')
 console = rich.console.Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -47,22 +50,16 @@ class Metrics:
     for path in evaluations.glob('*.jsonl') if evaluations.exists() else ():
       if path.stem.isdigit() and int(path.stem) > step:
         path.unlink()
-    board = folder / 'tensorboard'
-    if step == 0:
-      shutil.rmtree(board, ignore_errors=True)
     self._file = (folder / 'metrics.jsonl').open('a', encoding='utf-8')
     self._samples = (folder / 'samples.jsonl').open('a', encoding='utf-8')
-    self._board = tensorboardX.SummaryWriter(
-      str(board), purge_step=step + 1 if step else None, flush_secs=5, write_to_disk=True)
+    self._board = Board(folder / 'tensorboard', step)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Appends {'step': step, …}; numbers that are not finite become null. Returns the row."""
     row = {'step': step} | workdir.finite(metrics)
     self._file.write(json.dumps(row, allow_nan=False) + '\n')
     self._file.flush()
-    for name, value in row.items():
-      if name != 'step' and isinstance(value, int | float):
-        self._board.add_scalar(name, value, step)
+    self._board.write(step, {k: v for k, v in row.items() if k != 'step'})
     return row
 
   def write_samples(self, step: int, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -82,11 +79,51 @@ class Metrics:
     for file in (self._file, self._samples):
       file.flush()
       os.fsync(file.fileno())
+    self._board.flush()
 
   def close(self) -> None:
-    self._file.close()
-    self._samples.close()
-    self._board.close()
+    """Closes the files; what a full disk keeps from being written was told when it was written."""
+    for file in (self._file, self._samples, self._board):
+      with contextlib.suppress(OSError):
+        file.close()
+
+
+class Board:
+  """TensorBoard's events of one process, written at once.
+
+  tensorboardX's own SummaryWriter hands them to a thread, which dies on a full disk and then blocks
+  the training.
+  """
+
+  def __init__(self, folder: Path, step: int):
+    """Starts a file that tells TensorBoard to drop what is above `step`; 0 drops all files."""
+    if step == 0:
+      shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    self._writer = event_file_writer.EventsWriter(str(folder / 'events'), f'.{step}.{os.getpid()}')
+    if step:
+      self._writer.write_event(event_pb2.Event(
+        wall_time=time.time(), step=step + 1,
+        session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+    self._flushed = time.monotonic()
+
+  def write(self, step: int, row: Mapping[str, Any]) -> None:
+    """One event with all numbers of a row."""
+    values = [summary_pb2.Summary.Value(tag=name, simple_value=value)
+              for name, value in row.items() if isinstance(value, int | float)]
+    self._writer.write_event(event_pb2.Event(
+      wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values)))
+    if time.monotonic() - self._flushed > BOARD_SECONDS:
+      self.flush()
+
+  def flush(self) -> None:
+    """Until all events are on disk."""
+    self._writer.flush()
+    self._flushed = time.monotonic()
+
+  def close(self) -> None:
+    """Flushes and closes the file."""
+    self._writer.close()
 
 
 def cut_back(path: Path, step: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from rlhf_jax import configs
 from rlhf_jax.data.builders import Place
-from rlhf_jax.runtime import checkpoint, loop
+from rlhf_jax.runtime import checkpoint, executables, loop
 from rlhf_jax.runtime.experiment import Experiment
 from rlhf_jax.runtime.metrics import timeless
 
@@ -276,6 +276,24 @@ def test_the_second_step_compiles_nothing(faults, tmp_path, monkeypatch):
   # The last row waits for the evaluation at the end, which compiles what it needs.
   assert len(counts) == 8 and counts[0] > 0
   assert set(counts[:-1]) == {counts[0]}
+
+
+def test_torn_executables_are_made_again(faults, tmp_path, monkeypatch):
+  before = jax.config.jax_compilation_cache_dir
+  monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR')
+  cache = tmp_path / '.jax_cache'
+  try:
+    run(tmp_path)
+    whole = {path: path.read_bytes() for path in cache.glob('*-cache')}
+    assert len(whole) >= 2
+    first, *others = sorted(whole)
+    first.write_bytes(whole[first][:-5])
+    executables.keep(tmp_path)
+    assert {path: path.read_bytes() for path in cache.glob('*-cache')} == {
+      path: whole[path] for path in others}
+  finally:
+    jax.config.update('jax_compilation_cache_dir', before)
+    executables.compilation_cache.reset_cache()
 
 
 def test_other_devices_give_the_same_numbers_and_may_go_on(faults, whole, tmp_path):

@@ -46,7 +46,7 @@ def test_tensorboard_is_purged_on_resume(tmp_path):
     for t in range(step + 1, step + 4):
       writer.write(t, {'loss': 1.0})
     writer.close()
-  starts = []
+  starts, steps = [], []
   for file in sorted((tmp_path / 'tensorboard').iterdir()):
     data, at = file.read_bytes(), 0
     while at < len(data):
@@ -54,8 +54,10 @@ def test_tensorboard_is_purged_on_resume(tmp_path):
       event = event_pb2.Event.FromString(data[at + 12:at + 12 + length])
       if event.HasField('session_log') and event.session_log.status == 1:
         starts.append(event.step)
+      steps += [(event.step, v.tag, v.simple_value) for v in event.summary.value]
       at += 16 + length
   assert starts == [3]
+  assert sorted(steps) == [(t, 'loss', 1.0) for t in (1, 2, 3, 3, 4, 5)]
 
 
 def test_a_pipe_sees_plain_lines(capsys, monkeypatch):
