@@ -35,6 +35,6 @@ def drop_torn(folder: Path) -> None:
       stream.decompress(data)
       torn = not stream.eof
     except zlib.error:
-      torn = not data  # another compression (zstandard is installed): only emptiness shows
+      torn = False  # another compression: zstandard is installed
     if torn:
       path.unlink()

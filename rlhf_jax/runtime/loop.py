@@ -61,6 +61,7 @@ class Stopping:
     self.deferred = False
 
   def install(self) -> None:
+    """From now on this object hears of both signals."""
     for number in (signal.SIGTERM, signal.SIGINT):
       signal.signal(number, self._handle)
 
@@ -191,6 +192,7 @@ class _Run:
     self.checkpoints, self.metrics, self.watch, self.options = checkpoints, metrics, watch, options
     self.progress: Progress | None = None
     self.told = time.monotonic()
+    self.tracing = False
 
   def steps(self, state: Any, frozen: Any, key: jax.Array, mesh: jax.sharding.Mesh,
             state_shardings: Any, first: int) -> Any:
@@ -220,6 +222,7 @@ class _Run:
           if _not_finite(jax.device_get(metrics)):
             self._tell(*pending)  # raises: what is no model is not evaluated
           state, evaluated = self._evaluate(t + 1, state, frozen)
+          state = jax.device_put(state, state_shardings)  # keep() was not compiled
           pending = (t + 1, metrics, evaluated)
 
         due = time.monotonic() - saved >= self.options.checkpoint_seconds
@@ -231,6 +234,8 @@ class _Run:
           saved = time.monotonic()
         if stopping.signal and t + 1 < last:
           self.checkpoints.wait()
+          logger.warning('%s: stopped and saved after step %d of %d; start the same command again '
+                         'to go on', self.name, t + 1, last)
           raise SystemExit(128 + stopping.signal)
     self.checkpoints.wait()
     stopping.deferred = False
@@ -241,6 +246,7 @@ class _Run:
   def close(self) -> None:
     """Closes the files, whatever happened."""
     stopping.deferred = False
+    self._end_trace()
     if self.progress is not None:
       self.progress.close()
     self.metrics.close()
@@ -273,9 +279,11 @@ class _Run:
     samples = values.pop('samples', None)
     now = time.monotonic()
     seconds, self.told = now - self.told - evaluated.get('evaluation_seconds', 0.0), now
-    clock = {'step_seconds': seconds, 'elapsed_seconds': self.watch.seconds}
-    if self.stage.tokens:
-      clock['tokens_per_second'] = self.stage.tokens / max(seconds, 1e-9)
+    clock = {'step_seconds': seconds, 'elapsed_seconds': self.watch.seconds,
+             'tokens_per_second': self.stage.tokens / max(seconds, 1e-9)}
+    memory = jax.local_devices()[0].memory_stats() or {}  # None on a CPU
+    if 'peak_bytes_in_use' in memory:
+      clock['device_peak_bytes'] = memory['peak_bytes_in_use']
     # What an update measures too (PPO: kl, eos_rate) is told apart.
     evaluated = {f'evaluation_{k}' if k in values else k: v for k, v in evaluated.items()}
     row = self.metrics.write(step, values | evaluated | clock)
@@ -301,11 +309,16 @@ class _Run:
       return
     if done == 1:
       jax.profiler.start_trace(str(self.folder / 'profile'), create_perfetto_trace=True)
+      self.tracing = True
     elif done == 1 + self.options.profile:
       jax.block_until_ready(pending)
+      self._end_trace()
+
+  def _end_trace(self) -> None:
+    if self.tracing:
+      self.tracing = False
       jax.profiler.stop_trace()
-      logger.info('%s: trace of %d steps in %s', self.name, self.options.profile,
-                  self.folder / 'profile')
+      logger.info('%s: trace in %s', self.name, self.folder / 'profile')
 
 
 class Prefetched:
