@@ -7,8 +7,8 @@ source launch/environment.sh
 set_up test
 if [ "${1:-}" = --all ]; then
   shift
-  .venv/bin/python -m pytest -n 2 "$@"
+  .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
   .venv/bin/ruff check .
 else
-  .venv/bin/python -m pytest -n 2 -m "not long" "$@"
+  .venv/bin/python -m pytest -n 2 --dist loadfile -m "not long" "$@"
 fi
