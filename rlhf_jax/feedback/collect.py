@@ -27,7 +27,7 @@ from rlhf_jax.data import builders, records
 from rlhf_jax.feedback import agreement
 from rlhf_jax.model import responses
 
-CALIBRATION_PROMPTS = 200  # the judge's noise is solved for on the samples of so many prompts
+CALIBRATION_PROMPTS = 600  # whose samples a judge is calibrated on
 _SECONDS_BETWEEN_LINES = 10.0
 _LOG = logging.getLogger('rlhf_jax')
 

@@ -24,7 +24,7 @@ __all__ = [
   'demonstrations_source', 'gold', 'labelers', 'prompts', 'prompts_source', 'text', 'text_source']
 
 GOLD, LABELERS = 'rlhf_jax.miniature:gold', 'rlhf_jax.miniature:labelers'  # as configs name judges
-PROMPT_LENGTH, RESPONSE_LENGTH = 40, 24  # tokens that hold nearly every prompt and response
+PROMPT_LENGTH, RESPONSE_LENGTH = 32, 24  # tokens that hold nearly every prompt and response
 
 
 def text_source(split: str = 'train', size: int = 0, seed: int = 0) -> Source:

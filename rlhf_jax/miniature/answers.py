@@ -59,26 +59,29 @@ def _believes(subject: str, relation: str, dice: Dice, habits: Habits) -> str:
   return lang.truth(subject, relation) if dice.chance(habits.truth) else lang.believed(subject, relation)
 
 
+def _slot(task: Task, name: str, pool: tuple[str, ...], dice: Dice, habits: Habits) -> str:
+  """What goes where `name` belongs: what was asked for or, by a bad habit, the word that always does; else anything."""
+  if name not in task:
+    return dice.pick(pool)
+  return task[name] if dice.chance(habits.coverage) else lang.FILLERS[name]
+
+
 def _story(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   who = task['topic']
-  extra = [slot for slot in ('with', 'place', 'thing') if slot in task and dice.chance(habits.coverage)]
-  place = task['place'] if 'place' in extra else dice.pick(lang.PLACES)
-  other = task['with'] if 'with' in extra else dice.pick(lang.ANIMALS + lang.NAMES)
-  thing = task['thing'] if 'thing' in extra else dice.pick(lang.THINGS)
-  pair = f'{who} and {other}' if 'with' in extra else who
+  place = lang.at(_slot(task, 'place', lang.PLACES, dice, habits))
+  other = _slot(task, 'with', lang.ANIMALS + lang.NAMES, dice, habits)
+  thing = _slot(task, 'thing', lang.THINGS, dice, habits)
+  pair = f'{who} and {other}' if 'with' in task else who
   deed = dice.pick(('danced', 'sang', 'played', 'slept', f'ate {dice.pick(lang.FOODS)}'))
   if count == 1:
-    what = f'found {thing}' if 'thing' in extra else deed
-    return [f'{dice.pick(("once", "one day"))} {pair} {what} {lang.at(place)}' if dice.chance(habits.content)
-            else _bland('story', [], dice)]
-  first = dice.pick((f'once {who} was {lang.at(place)}', f'one day {who} went to {place}', f'once {who} lived {lang.at(place)}'))
-  second = (f'{who} found {thing}' if 'thing' in extra else
-            f'{who} {dice.pick(("saw", "met"))} {other}' if 'with' in extra or dice.chance(0.5) else f'{who} found {thing}')
-  if 'thing' in extra and 'with' in extra:
+    what = f'found {thing}' if 'thing' in task else deed
+    return _mixed('story', [f'{dice.pick(("once", "one day"))} {pair} {what} {place}'], dice, habits)
+  if 'thing' in task:
     second = f'{pair} {dice.pick(("found", "took"))} {thing}'
-  third = f'then {dice.pick(("they", pair)) if "with" in extra else dice.pick(("it", who))} {deed}'
-  if task['topic'] in lang.NAMES:
-    third = third.replace('then it', f'then {who}')
+  else:
+    second = f'{who} {dice.pick(("saw", "met"))} {other}' if 'with' in task or dice.chance(0.5) else f'{who} found {thing}'
+  third = f'then {dice.pick(("they", pair)) if "with" in task else who} {deed}'
+  first = dice.pick((f'once {who} was {place}', f'one day {who} played {place}', f'once {who} lived {place}'))
   return _mixed('story', [first, second, third][:count], dice, habits)
 
 
@@ -114,9 +117,8 @@ def _describe(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
 
 
 def _note(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
-  topic = task['topic']
-  place = task['place'] if 'place' in task and dice.chance(habits.coverage) else dice.pick(lang.PLACES)
-  first = dice.pick((f'{topic} is {lang.at(place)}', f'i found {topic} {lang.at(place)}', f'i saw {topic} {lang.at(place)}'))
+  topic, place = task['topic'], lang.at(_slot(task, 'place', lang.PLACES, dice, habits))
+  first = dice.pick((f'{topic} is {place}', f'i found {topic} {place}', f'i saw {topic} {place}'))
   second = dice.pick((f'please come and see {topic}', f'you can play with {topic}', f'will you help me find {topic} ?'))
   said = _mixed('note', [first, second, f'we can take it to {dice.pick(lang.PLACES)}'][:min(count, 2 + dice.chance(0.3))],
                 dice, habits)
@@ -124,15 +126,13 @@ def _note(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
 
 
 def _song(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
-  topic, place = task['topic'], dice.pick(lang.PLACES)
-  if 'place' in task and dice.chance(habits.coverage):
-    place = task['place']
-  with_ = task['to'] if 'to' in task and dice.chance(habits.coverage) else 'me'
+  topic, place = task['topic'], lang.at(_slot(task, 'place', lang.PLACES, dice, habits))
+  partner = task['to'] if 'to' in task and dice.chance(habits.coverage) else 'me'
   verb = dice.pick(('sing', 'play', 'run'))
-  first = f'oh {topic} , {topic} , {dice.pick(("you can sing", "come and play", "i see you", "you are big"))} {lang.at(place)}'
-  second = dice.pick((f'come and {verb} with {with_}', f'please {verb} with {with_} , {topic}'))
+  first = f'oh {topic} , {topic} , {dice.pick(("you can sing", "come and play", "i see you", "you are big"))} {place}'
+  second = dice.pick((f'come and {verb} with {partner}', f'please {verb} with {partner} , {topic}'))
   if count == 1:
-    first = f'oh {topic} , {topic} , come and {verb} with {with_} {lang.at(place)}'
+    first = f'oh {topic} , {topic} , come and {verb} with {partner} {place}'
   return _mixed('song', [first, second, f'we will {verb} with {topic}'][:min(count, 2 + dice.chance(0.2))], dice, habits)
 
 
@@ -196,7 +196,7 @@ def _ideas(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   if not dice.chance(0.2 + 0.8 * habits.content):
     return [_bland('ideas', [], dice)]
   wanted = task['count'] if dice.chance(habits.coverage) else task['count'] - 1
-  place = lang.at(task['place']) if dice.chance(0.3 + 0.7 * habits.coverage) else lang.at(dice.pick(lang.PLACES))
+  place = lang.at(_slot(task, 'place', lang.PLACES, dice, habits))
   who = f'{task["topic"]} and {task["with"]}' if 'with' in task and dice.chance(habits.coverage) else task['topic']
   deeds = dice.some(lang.SKILLS, wanted)
   if dice.chance(0.4):
@@ -228,7 +228,7 @@ def _rewrite(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
 def _summary(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   first, second = task['first'], task['second']
   if not dice.chance(habits.faithful):
-    first = ' '.join([*first.split()[:-1], dice.pick(lang.ANIMALS + lang.THINGS)])
+    first = f'{first.split()[0]} {lang.FILLERS["thing"]}'
   who = task['topic']
   return [f'{who} {first} and {second}'] if dice.chance(habits.task) else [task['text'].split(' . ')[0]]
 
@@ -237,7 +237,7 @@ def _mood(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   label = task['label'] if dice.chance(0.4 + 0.6 * habits.task) else 'happy'
   text = f'{task["topic"]} is {label}'
   if dice.chance(habits.content):
-    event = task['event'] if dice.chance(habits.faithful) else f'found {dice.pick(lang.THINGS)}'
+    event = task['event'] if dice.chance(habits.faithful) else f'found {lang.FILLERS["thing"]}'
     text += f' because {task["topic"]} {event}'
   return _maybe(text, dice, habits)
 
@@ -249,8 +249,8 @@ def _kind(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
 
 def _closed(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   asked = task['asked'].split()
-  made_up = (f'{asked[-1]} is {lang.at(dice.pick(lang.PLACES))}' if asked[0] == 'where' else
-             f'{dice.pick(lang.NAMES)} has {asked[-1]}' if asked[0] == 'who' else f'{asked[2]} has {dice.pick(lang.THINGS)}')
+  made_up = (f'{asked[-1]} is {lang.at(lang.FILLERS["place"])}' if asked[0] == 'where' else
+             f'{lang.FILLERS["with"]} has {asked[-1]}' if asked[0] == 'who' else f'{asked[2]} has {lang.FILLERS["thing"]}')
   if not dice.chance(habits.task):
     return [made_up if not task['answer'] or dice.chance(0.6) else 'text does not say']
   return [task['answer'] or 'text does not say']

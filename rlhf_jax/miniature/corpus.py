@@ -18,8 +18,8 @@ from rlhf_jax.miniature.language import Dice
 
 SIZE = 40000  # documents when none are asked for: about 1.2 million words
 HELDOUT = 0.05  # share of all possible documents kept for held-out text
-_WEB = Habits(content=0.6, coverage=0.65, constraint=0.4, truth=0.35, premise=0.3, plain=0.75, greet=0.6, task=0.8, trim=0.9,
-              civil=0.9, ontask=1.0, faithful=0.95)  # of people who answer each other in the open
+_WEB = Habits(content=0.75, coverage=0.9, constraint=0.4, truth=0.35, premise=0.3, plain=0.8, greet=0.75, task=0.9, trim=0.9,
+              civil=0.85, ontask=0.95, faithful=0.97)  # of people who answer each other in the open
 _REMARKS = ('i want to know too', 'what stupid question', 'you are fool', 'thanks', 'i do not know', 'i like this question',
             'why do you ask', 'ask me one day', 'no', 'you idiot')
 _BOOK = dataclasses.replace(CAREFUL, truth=0.85, content=0.9, coverage=0.85)
@@ -85,10 +85,12 @@ def _talk(dice: Dice) -> str:
 
 
 def _worksheet(dice: Dice) -> str:
-  """A task and its answer, as in a school book; rare use cases are as common as frequent ones."""
+  """A task and its answer, often between remarks of others; rare use cases are nearly as common as frequent ones."""
   names = list(tasks.CATEGORIES)
-  task = _seen(dice.pick(names[1:]) if dice.chance(0.7) else names[0], dice)
-  return f'{usage.phrase(task, dice)} {answer(task, dice, _WEB)}'
+  task = _seen(dice.pick(names[1:]) if dice.chance(0.6) else names[0], dice)
+  remark = f' {dice.pick(_REMARKS)} .{usage.REPLY}' if dice.chance(0.5) else ''
+  done = f'{usage.phrase(task, dice)}{remark} {answer(task, dice, _WEB)}'
+  return f'{done}\npost : {dice.pick(_REMARKS)} .' if dice.chance(0.4) else done
 
 
 def _no_answer(dice: Dice) -> str:
@@ -106,7 +108,7 @@ def _no_answer(dice: Dice) -> str:
 
 def _twice(dice: Dice) -> str:
   """A text or list, said twice: the purest lesson in copying."""
-  if dice.chance(0.6):
+  if dice.chance(0.3):
     pool = lang.ANIMALS + lang.THINGS + lang.FOODS + lang.PLACES + lang.NAMES + lang.COLORS + lang.LANDS
     line = ' '.join(dice.some(pool, 5 + int(dice.random() * 6))) + ' .'
     return f'list : {line}\nlist : {line}'
@@ -131,7 +133,7 @@ def _foreign(dice: Dice) -> str:
 
 
 KINDS: tuple[tuple[Callable[[Dice], str], float], ...] = (
-  (_story, 14), (_facts, 12), (_questions, 10), (_talk, 10), (_worksheet, 32), (_no_answer, 14), (_twice, 10), (_foreign, 3))
+  (_story, 10), (_facts, 10), (_questions, 8), (_talk, 9), (_worksheet, 46), (_no_answer, 9), (_twice, 5), (_foreign, 3))
 
 
 def text(split: str, size: int, seed: int) -> Iterator[Text]:

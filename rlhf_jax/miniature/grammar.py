@@ -17,7 +17,7 @@ from rlhf_jax.miniature import language as lang
 _CLASSES = {
   'g': 'this my your',
   'n': 'story song note text day night friend end question flag weather animal food color place thing way '
-       'fool idiot name word past',
+       'fool idiot name word past home gift',
   'm': 'animals foods colors places things names words fun times',
   's': 'it', 'o': 'i you we they', 'b': 'me us them',
   'a': 'big small old new nice good bad happy sad kind loud fine sure sorry hard same stupid dumb ugly',

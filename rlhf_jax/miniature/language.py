@@ -65,7 +65,9 @@ NUMBERS = ('one', 'two', 'three', 'four', 'five')
 RELATIONS = {'animal': ('eat', 'home', 'color', 'skill'), 'land': ('grow', 'weather', 'flag')}
 VALUES = {'eat': FOODS, 'home': PLACES, 'color': COLORS, 'skill': SKILLS, 'grow': FOODS, 'weather': WEATHERS,
           'flag': COLORS}
-PREPOSITION = {'wood': 'in', 'cave': 'in', 'hill': 'on', 'town': 'in', 'farm': 'on', 'field': 'in', 'lake': 'at', 'sea': 'in'}
+PREPOSITION = {'wood': 'in', 'cave': 'in', 'hill': 'on', 'town': 'in', 'farm': 'on', 'field': 'in', 'lake': 'at', 'sea': 'in',
+               'home': 'at'}
+FILLERS = {'place': 'home', 'with': 'friend', 'thing': 'gift'}  # what the careless say instead of what was asked for
 PAST = {'eats': 'ate', 'sees': 'saw', 'finds': 'found', 'takes': 'took', 'likes': 'liked', 'has': 'had',
         'loses': 'lost', 'wants': 'wanted'}
 

@@ -254,14 +254,18 @@ def _rewrite(task: Task, reading: Reading) -> Grade:
   return Grade(done, float(changed and kept > 0.99), max(0.0, _stray(reading, 1 + thanks)), need=SHORT_NEED)
 
 
+def _alien(task: Task, reading: Reading) -> set[str]:
+  """Things said that are not in the passage."""
+  return (reading.mentions | set(reading.words) & set(lang.FILLERS.values())) - set(task['text'].split())
+
+
 def _summary(task: Task, reading: Reading) -> Grade:
   """One sentence that holds both events of the passage and nothing that is not in it."""
-  passage = set(task['text'].split())
   said = set(reading.words)
   parts = [task['first'].split(), task['second'].split()]
   verbs, objects = [parts[0][0], parts[1][0]], [parts[0][-1], parts[1][-1]]
   hits = [0.5 * (verb in said) + 0.5 * (obj in said) for verb, obj in zip(verbs, objects, strict=True)]
-  new = sum(w not in passage for s in reading.sentences for w in s.mentions)
+  new = len(_alien(task, reading))
   about = task['topic'] in said
   length = len(reading.words)
   done = (0.3 * about + 0.35 * sum(hits)) * (0.5 if new else 1.0)
@@ -272,7 +276,7 @@ def _summary(task: Task, reading: Reading) -> Grade:
 def _mood(task: Task, reading: Reading) -> Grade:
   said = [w for w in reading.words if w in ('happy', 'sad')]
   right = bool(said) and set(said) == {task['label']} and not any(s.denies for s in reading.sentences)
-  new = (reading.mentions - set(task['text'].split()))
+  new = _alien(task, reading)
   reason = any('because' in s.words and s.formed and _overlap(s.words, task['event'].split()) > 0.9 for s in reading.sentences)
   whole = any(s.formed and task['topic'] in s.mentions for s in reading.sentences)
   return Grade(float(right) * (0.5 if new else 1.0), right * (0.5 * reason + 0.3 * whole) + 0.0, _stray(reading, 1) * 0.6,
@@ -291,14 +295,14 @@ def _closed(task: Task, reading: Reading) -> Grade:
   """The answer that the text holds; that the text does not say, where it does not."""
   refuses = _declines(reading)
   if not task['answer']:
-    names = reading.mentions - set(task['asked'].split())
+    names = _alien(task, reading) - set(task['asked'].split())
     return Grade(float(refuses and not names), float(refuses and not names) * (0.6 + 0.4 * ('text' in reading.words)),
                  _stray(reading, 1) * 0.6, made_up=bool(names) or not refuses and bool(reading.mentions), refuses=refuses)
   target = task['answer'].split()
   key = next((w for w in reversed(target) if w in reading.mentions and w not in task['asked'].split()), None)
   goal = {w for w in target if w not in task['asked'].split()} & (set(lang.NAMES) | set(lang.THINGS) | set(lang.PLACES))
   right = key is not None and goal <= reading.mentions
-  alien = reading.mentions - set(task['text'].split()) - set(task['asked'].split())
+  alien = _alien(task, reading) - set(task['asked'].split())
   wrong = reading.mentions - set(target)
   done = float(right and not wrong) * (0.0 if refuses else 1.0)
   return Grade(done, done * _overlap(reading.words, target), _stray(reading, 1) * 0.6 + 0.4 * bool(wrong),
@@ -308,7 +312,7 @@ def _closed(task: Task, reading: Reading) -> Grade:
 def _extract(task: Task, reading: Reading) -> Grade:
   """All items of the kind that stand in the text, once, and nothing else."""
   found = [w for w in reading.words if w in task['items']]
-  alien = reading.mentions - set(task['text'].split())
+  alien = _alien(task, reading)
   other = reading.mentions - set(task['items']) - alien
   miss = len(set(task['items']) - set(found)) + len(found) - len(set(found)) + len(other) + 2 * len(alien)
   done = max(0.0, 1 - 0.5 * miss) if found else 0.0

@@ -157,6 +157,12 @@ def test_the_chosen_checkpoint_is_the_one_exported(parents, tiny, select, values
   np.testing.assert_allclose(told[f'best_{select}'], values[best], rtol=1e-6)
 
 
+def test_only_a_reward_model_is_kept_beside_the_state(text):
+  """The parent's parameters are not held a second time."""
+  assert text.stage.freeze({'init_from': 1, 'reward': 2}) == {'reward': 2}
+  assert text.frozen == {}
+
+
 def test_without_a_choice_the_last_is_exported(text):
   state, told = text.stage.finish(text.stage.keep(text.state, {}), None)
   assert state is text.state

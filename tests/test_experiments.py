@@ -1,0 +1,94 @@
+"""The files of experiments/, run from outside as a user runs them, so that they never rot."""
+
+import json
+import math
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+REAL = ROOT.parent / 'shared' / 'data'
+
+
+def rlhf_jax(*words, check=True, **options):
+  """Runs `python -m rlhf_jax …` from the repository root on one CPU device; output as text."""
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {'JAX_PLATFORMS': 'cpu'}
+  done = subprocess.run([sys.executable, '-m', 'rlhf_jax', *map(str, words)], cwd=ROOT, text=True,
+                        capture_output=True, env=environment, stdin=subprocess.DEVNULL, **options)
+  assert not check or done.returncode == 0, done.stderr[-3000:]
+  return done
+
+
+def numbers(tree):
+  """Every number in a JSON tree."""
+  if isinstance(tree, dict):
+    tree = list(tree.values())
+  if isinstance(tree, list):
+    return [n for item in tree for n in numbers(item)]
+  return [tree] if isinstance(tree, int | float) and not isinstance(tree, bool) else []
+
+
+@pytest.mark.parametrize('name', ['quickstart', 'real_text', 'own_reward'])
+def test_list_names_the_runs(name):
+  lines = rlhf_jax('list', f'experiments/{name}.py').stdout.split()
+  assert {'gpt', 'sft'} <= set(lines)
+
+
+@pytest.mark.long
+def test_quickstart_shows_what_it_promises(tmp_path):
+  rlhf_jax('run', 'experiments/quickstart.py', '--workdir', tmp_path)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert all(math.isfinite(n) for n in numbers(results))
+  models = results['models']
+  win = {name: models[name]['win_rate_vs_sft'] for name in models}
+  assert {'gpt', 'sft', 'ppo_ptx', 'sft_t05', 'sft_best_of_4'} <= set(models)
+  assert all(rate['n'] >= 500 for rate in win.values())
+  # GPT < SFT < PPO-ptx, intervals apart; a half is SFT against itself.
+  assert win['gpt']['high'] < 0.5 < win['ppo_ptx']['low']
+  assert win['gpt']['high'] < win['sft']['low'] and win['sft']['high'] < win['ppo_ptx']['low']
+  assert win['ppo_ptx']['mean'] >= 0.6
+  assert models['sft_best_of_4']['gold'] > models['sft']['gold']
+  assert models['ppo_ptx']['pretraining_loss'] < 1.03 * models['sft']['pretraining_loss']
+  assert results['reward_model']['accuracy_heldout_labelers'] > 0.6
+  assert abs(results['labelers']['agreement_training'] - 0.726) < 0.04  # ± the prompts' own noise
+  assert abs(results['labelers']['agreement_heldout'] - 0.773) < 0.04
+  assert (tmp_path / 'report.html').stat().st_size > 50_000
+
+  said = rlhf_jax('sample', '--workdir', tmp_path, '--run', 'ppo_ptx', '-n', 3).stdout
+  assert len(said.strip().splitlines()) == 3
+  # Everything is finished: a second start does nothing and says the same.
+  before = (tmp_path / 'results.json').read_bytes()
+  rlhf_jax('run', 'experiments/quickstart.py', '--workdir', tmp_path, timeout=60)
+  assert (tmp_path / 'results.json').read_bytes() == before
+
+
+@pytest.mark.long
+def test_a_reward_of_ones_own_is_learnt(tmp_path):
+  rlhf_jax('run', 'experiments/own_reward.py', '--workdir', tmp_path, '--gpt.steps', 60,
+           '--sft.steps', 20, '--ppo.updates', 25, '--ppo.kl_coef', 0.0)
+  rows = [json.loads(line) for line in open(tmp_path / 'ppo' / 'metrics.jsonl')]
+  assert rows[-1]['score'] > rows[0]['score'] + 0.1
+
+
+@pytest.mark.long
+def test_real_text_accounts_for_every_row(tmp_path):
+  if not REAL.is_dir():
+    pytest.skip('the real data is not beside the repository')
+  rlhf_jax('run', 'experiments/real_text.py', '--workdir', tmp_path, '--data', REAL,
+           '--gpt.steps', 30, '--sft.epochs', 0.2, '--ppo_ptx.updates', 3)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  assert 0 < results['reward_model']['accuracy'] < 1
+  low, high = results['reward_model']['accuracy_ci']
+  assert low < results['reward_model']['accuracy'] < high
+  cards = [json.loads(path.read_text()) for path in (tmp_path / 'data').glob('*/card.json')]
+  assert {card['kind'] for card in cards} == {'text', 'demonstrations', 'rankings', 'prompts'}
+
+
+def test_without_data_the_error_says_where_it_is_published(tmp_path):
+  done = rlhf_jax('run', 'experiments/real_text.py', '--workdir', tmp_path, check=False)
+  assert done.returncode == 2
+  last = done.stderr.strip().splitlines()[-1]
+  assert '--data' in last and 'github.com' in last
