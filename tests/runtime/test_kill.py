@@ -55,9 +55,22 @@ def whole(tmp_path_factory, environment):
   return folder
 
 
+started: list[subprocess.Popen] = []
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left():
+  """A test that fails leaves no process at work."""
+  yield
+  while started:
+    started.pop().kill()
+
+
 def start(folder, environment, *words) -> subprocess.Popen:
-  return subprocess.Popen(command(folder, '--checkpoint-seconds', '0.5', *words), cwd=ROOT,
-                          env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+  started.append(subprocess.Popen(
+    command(folder, '--checkpoint-seconds', '0.5', *words), cwd=ROOT, env=environment,
+    stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+  return started[-1]
 
 
 def rows(path):
@@ -161,12 +174,12 @@ def test_a_restart_is_at_work_within_ten_seconds(whole, environment, tmp_path):
   metrics.unlink()
   seconds = []
   for _ in range(2):
-    started = time.monotonic()
+    begun = time.monotonic()
     process = start(tmp_path, environment, 'ppo_ptx')
     before = metrics.read_text() if metrics.exists() else ''
     while process.poll() is None and not (metrics.exists() and metrics.read_text()[len(before):]):
       time.sleep(0.02)
-    seconds.append(time.monotonic() - started)
+    seconds.append(time.monotonic() - begun)
     assert process.poll() is None
     process.kill()
     process.communicate()
