@@ -47,7 +47,7 @@ def _update(config, model, steps, state, frozen, batch, key):
   rate = state.learning_rate * stage.schedule(config.optimizer, state.step, steps)
   trained = stage.apply(config.optimizer, state.model, grads, rate, config.ema)
   metrics |= {
-    'gradient_norm': optax.global_norm(grads), 'learning_rate': rate,
+    'gradient_norm': optax.tree.norm(grads), 'learning_rate': rate,
     'target_tokens': count.astype(jnp.float32)
   }
   return state.replace(step=state.step + 1, model=trained), metrics

@@ -110,35 +110,38 @@ def update(config: configs.PPO, models: Models, state: State, frozen: dict, batc
   state, metrics = epochs_of_minibatches(config, models, state, seen, batch.get('pretraining'),
                                          key_shuffle)
 
-  mean = likelihood.masked_mean
-  kl_sequence = jnp.mean(jnp.sum(jnp.where(rollout.mask, kl, 0.0), axis=1))
-  metrics |= {
-    'score': jnp.mean(score),
-    'score_std': jnp.std(score),
-    'kl': kl_sequence,
-    'kl_k3': jnp.mean(jnp.sum(jnp.where(rollout.mask, kl_k3, 0.0), axis=1)),
-    'entropy': -mean(logprobs, rollout.mask),  # unbiased: the tokens are samples of the policy
-    'response_length': jnp.mean(jnp.sum(rollout.mask, axis=1)),
-    'eos_rate': jnp.mean(ended),
-    'explained_variance': objective.explained_variance(values, returns, rollout.mask),
-    'return': mean(returns, rollout.mask),
-    'kl_coef': state.kl_coef,
-    'ptx_coef': state.ptx_coef
-  }
+  metrics |= {'kl_coef': state.kl_coef, 'ptx_coef': state.ptx_coef} | rollout_metrics(seen, kl_k3, ended)
   if policy.compute != 'float32':
-    metrics['logprob_gap'] = mean(jnp.abs(logprobs - rollout.logprobs), rollout.mask)
+    metrics['logprob_gap'] = likelihood.masked_mean(jnp.abs(logprobs - rollout.logprobs), rollout.mask)
   if config.kl_target:
     state = state.replace(kl_coef=objective.adapt_kl_coef(
-      state.kl_coef, kl_sequence, config.kl_target, config.episodes, config.kl_horizon))
+      state.kl_coef, metrics['kl'], config.kl_target, config.episodes, config.kl_horizon))
   metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-  metrics['samples'] = {
-    'tokens': rollout.tokens[:SHOWN], 'valid': rollout.valid[:SHOWN], 'score': score[:SHOWN],
-    'kl': jnp.sum(jnp.where(rollout.mask, kl, 0.0), axis=1)[:SHOWN]
-  }
+  shown = {'tokens': rollout.tokens, 'valid': rollout.valid, 'score': score, 'kl': sums(kl, rollout.mask)}
+  metrics['samples'] = jax.tree.map(lambda x: x[:SHOWN], shown)
   return state.replace(step=state.step + 1), metrics
 
 
-def epochs_of_minibatches(config, models, state, seen, text, key):
+def sums(values: chex.Array, mask: chex.Array) -> chex.Array:
+  """Sum over the response tokens of each row: [B, R] -> [B]."""
+  return jnp.sum(jnp.where(mask, values, 0.0), axis=1)
+
+
+def rollout_metrics(seen: experience.Experience, kl_k3: chex.Array, ended: chex.Array) -> dict:
+  """What an update's rollouts look like; KL is a mean over sequences of the sum over tokens, in nats."""
+  mask, mean = seen.rollout.mask, likelihood.masked_mean
+  return {
+    'score': jnp.mean(seen.score), 'score_std': jnp.std(seen.score),
+    'kl': jnp.mean(sums(seen.kl, mask)), 'kl_k3': jnp.mean(sums(kl_k3, mask)),
+    'entropy': -mean(seen.rollout.logprobs, mask),  # unbiased: the tokens are samples of the policy
+    'response_length': jnp.mean(jnp.sum(mask, axis=1)), 'eos_rate': jnp.mean(ended),
+    'explained_variance': objective.explained_variance(seen.values, seen.returns, mask),
+    'return': mean(seen.returns, mask)}
+
+
+def epochs_of_minibatches(config: configs.PPO, models: Models, state: State,
+                          seen: experience.Experience, text: dict | None, key: chex.PRNGKey
+                          ) -> tuple[State, dict]:
   """Shuffled minibatches, config.epochs times; text is dealt to the minibatches of an epoch."""
   count = config.episodes // config.minibatch
   orders = jax.vmap(lambda k: jax.random.permutation(k, config.episodes))(jax.random.split(
@@ -158,7 +161,8 @@ def epochs_of_minibatches(config, models, state, seen, text, key):
   return state, jax.tree.map(jnp.mean, metrics) | first
 
 
-def minibatch(config, models, state, seen, text):
+def minibatch(config: configs.PPO, models: Models, state: State, seen: experience.Experience,
+              text: dict | None) -> tuple[State, dict]:
   """One optimizer step of the policy (PPO gradient + γ · ptx gradient, added first) and one of the
   value model.
   """
@@ -188,19 +192,19 @@ def minibatch(config, models, state, seen, text):
     return loss, {'value_loss': loss}
 
   grads, metrics = stage.accumulate(policy_loss, state.policy.params, seen, pieces)
-  metrics['ppo_gradient_norm'] = optax.global_norm(grads)
+  metrics['ppo_gradient_norm'] = optax.tree.norm(grads)
   if text is not None:
     ptx_grads, ptx_loss = ptx_gradient(config, models, state, text)
     grads = jax.tree.map(lambda g, p: g + state.ptx_coef * p, grads, ptx_grads)
-    metrics |= {'ptx_loss': ptx_loss, 'ptx_gradient_norm': optax.global_norm(ptx_grads)}
+    metrics |= {'ptx_loss': ptx_loss, 'ptx_gradient_norm': optax.tree.norm(ptx_grads)}
   value_grads, value_metrics = stage.accumulate(value_loss, state.value.params, seen, pieces)
 
   rate = lambda optimizer, peak: peak * stage.schedule(optimizer, state.step, config.updates)
   policy_rate = rate(config.policy_optimizer, state.policy_learning_rate)
   value_rate = rate(config.value_optimizer, state.value_learning_rate)
   metrics |= value_metrics | {
-    'policy_gradient_norm': optax.global_norm(grads),
-    'value_gradient_norm': optax.global_norm(value_grads), 'policy_learning_rate': policy_rate,
+    'policy_gradient_norm': optax.tree.norm(grads),
+    'value_gradient_norm': optax.tree.norm(value_grads), 'policy_learning_rate': policy_rate,
     'value_learning_rate': value_rate
   }
   return state.replace(
@@ -208,7 +212,7 @@ def minibatch(config, models, state, seen, text):
     value=stage.apply(config.value_optimizer, state.value, value_grads, value_rate)), metrics
 
 
-def ptx_gradient(config, models, state, text):
+def ptx_gradient(config: configs.PPO, models: Models, state: State, text: dict) -> tuple[dict, Any]:
   """Gradient of the mean next-token loss on pretraining rows, and the loss; zeros without a pass
   where γ = 0.
   """

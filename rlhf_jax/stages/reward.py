@@ -55,7 +55,7 @@ def _update(config, model, steps, state, frozen, batch, key):
   metrics |= {
     'accuracy': correct / jnp.maximum(metrics['pairs'], 1.0),
     'score': score / jnp.maximum(jnp.sum(batch['present']), 1),
-    'gradient_norm': optax.global_norm(grads), 'learning_rate': rate
+    'gradient_norm': optax.tree.norm(grads), 'learning_rate': rate
   }
   return state.replace(step=state.step + 1, model=trained), metrics
 
@@ -118,7 +118,8 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
   if place is not None:
     sizes = {
       'prompt_length': config.prompt_length, 'response_length': config.response_length,
-      'tokenizer': parent.tokenizer, 'place': place, 'k_max': config.k_max, 'length': length, 'prompt_cut': config.prompt_cut
+      'tokenizer': parent.tokenizer, 'place': place, 'k_max': config.k_max,
+      'length': length, 'prompt_cut': config.prompt_cut
     }
     sources = lambda data, role: _collected(parents[role].folder) if isinstance(data, str) else data
     built = builders.build(sources(config.data, 'data'), heldout=config.heldout, seed=config.seed,
