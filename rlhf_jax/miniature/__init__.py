@@ -1,11 +1,15 @@
-"""The miniature world: a small language with tasks, people and a gold labeler, on which all of RLHF can be measured.
+"""The miniature world: a small language with tasks, people and a gold labeler, on which all of RLHF
+can be measured.
 
-In: (split, size, seed). Out: records; and two judges. To the rest of the program it is these four functions and judges,
+In: (split, size, seed). Out: records; and two judges. To the rest of the program it is these four
+functions and judges,
 named in configs as 'rlhf_jax.miniature:text' and so on; the sources below do that.
-Left out: anything but the standard library (numpy in calibration), so that importing it costs nothing.
+Left out: anything but the standard library (numpy in calibration), so that importing it costs
+nothing.
 
   text             'train', 'heldout'
-  prompts          'sft', 'reward', 'reward_heldout', 'ppo', 'validation', 'heldout', 'text', 'foreign'
+  prompts          'sft', 'reward', 'reward_heldout', 'ppo', 'validation', 'heldout', 'text',
+  'foreign'
   demonstrations   the same splits
   gold, labelers   judges: (Prompt, responses, labeler) -> Judgement
 """

@@ -2,8 +2,10 @@
 
 In: a task, a stream of choices, `Habits`. Out: a response as text.
 Left out: who has which habits (contractors.py).
-Every fault is decided by itself (each sentence, each constraint, each fact), so that a wholly good answer is rare among
-demonstrations though each good deed is common; and the faulty way is the likelier one, with few wordings, so that sampling
+Every fault is decided by itself (each sentence, each constraint, each fact), so that a wholly good
+answer is rare among
+demonstrations though each good deed is common; and the faulty way is the likelier one, with few
+wordings, so that sampling
 at a low temperature finds more faults, not fewer.
 """
 
@@ -60,7 +62,9 @@ def _believes(subject: str, relation: str, dice: Dice, habits: Habits) -> str:
 
 
 def _slot(task: Task, name: str, pool: tuple[str, ...], dice: Dice, habits: Habits) -> str:
-  """What goes where `name` belongs: what was asked for or, by a bad habit, the word that always does; else anything."""
+  """What goes where `name` belongs: what was asked for or, by a bad habit, the word that always
+  does; else anything.
+  """
   if name not in task:
     return dice.pick(pool)
   return task[name] if dice.chance(habits.coverage) else lang.FILLERS[name]

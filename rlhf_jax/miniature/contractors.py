@@ -1,6 +1,8 @@
-"""The people who write demonstrations: of varying skill, each with weak sides, none a fool and none perfect.
+"""The people who write demonstrations: of varying skill, each with weak sides, none a fool and none
+perfect.
 
-In: (split, size, seed). Out: `Demonstration` records; meta is the task, with the writer's name under 'writer'.
+In: (split, size, seed). Out: `Demonstration` records; meta is the task, with the writer's name
+under 'writer'.
 Left out: what habits do to an answer (answers.py), what is asked (usage.py).
 """
 
@@ -14,7 +16,8 @@ from rlhf_jax.miniature.answers import Habits, answer
 from rlhf_jax.miniature.language import Dice
 
 WRITERS = 12
-SPREAD = 0.16  # habits of a writer lie within this much of the average, all up or down together by half of it
+# habits of a writer lie within this much of the average, all up or down together by half of it
+SPREAD = 0.16
 
 
 @functools.cache

@@ -1,9 +1,12 @@
 """The text to pretrain on: what an internet of this world would hold.
 
 In: (split, size, seed). Out: `Text` records of 15 to 70 words.
-Left out: instructions whose content belongs to a held-out split (usage.SEEN lists those that may occur here).
-Documents repeat their topic (a title and a body, a question and its answer, texts said twice), so that a model learns
-early to copy from what it has read. Popular falsehoods are said more often than the truth, in talk more than in books.
+Left out: instructions whose content belongs to a held-out split (usage.SEEN lists those that may
+occur here).
+Documents repeat their topic (a title and a body, a question and its answer, texts said twice), so
+that a model learns
+early to copy from what it has read. Popular falsehoods are said more often than the truth, in talk
+more than in books.
 """
 
 import dataclasses
@@ -85,7 +88,9 @@ def _talk(dice: Dice) -> str:
 
 
 def _worksheet(dice: Dice) -> str:
-  """A task and its answer, often between remarks of others; rare use cases are nearly as common as frequent ones."""
+  """A task and its answer, often between remarks of others; rare use cases are nearly as common as
+  frequent ones.
+  """
   names = list(tasks.CATEGORIES)
   task = _seen(dice.pick(names[1:]) if dice.chance(0.6) else names[0], dice)
   remark = f' {dice.pick(_REMARKS)} .{usage.REPLY}' if dice.chance(0.5) else ''
@@ -137,7 +142,9 @@ KINDS: tuple[tuple[Callable[[Dice], str], float], ...] = (
 
 
 def text(split: str, size: int, seed: int) -> Iterator[Text]:
-  """`size` documents of split 'train' or 'heldout' (0: the usual number); no document is in both."""
+  """`size` documents of split 'train' or 'heldout' (0: the usual number); no document is in
+  both.
+  """
   if split not in ('train', 'heldout'):
     raise BadInput(f"the miniature has no text split {split!r}; it has 'train' and 'heldout'")
   dice = Dice('text', split, seed)

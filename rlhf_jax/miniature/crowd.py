@@ -1,8 +1,12 @@
-"""The labelers: gold utility, a personal taste and noise, so that two of them agree as often as the paper's did.
+"""The labelers: gold utility, a personal taste and noise, so that two of them agree as often as the
+paper's did.
 
-In: a `Prompt`, responses and a labeler's name. Out: `Judgement`: ranks as this person gives them, flags as gold has them.
-Left out: what is good (utility.py). Noise is a function of (labeler, prompt, response, seed): the same question gets the
-same answer. `calibrate` solves for the noise on samples; without it a noise that suits demonstrations is used.
+In: a `Prompt`, responses and a labeler's name. Out: `Judgement`: ranks as this person gives them,
+flags as gold has them.
+Left out: what is good (utility.py). Noise is a function of (labeler, prompt, response, seed): the
+same question gets the
+same answer. `calibrate` solves for the noise on samples; without it a noise that suits
+demonstrations is used.
 """
 
 import dataclasses
@@ -16,7 +20,8 @@ from rlhf_jax.configs import BadInput
 from rlhf_jax.data.records import Judgement, Prompt
 from rlhf_jax.miniature.utility import PRICES, appraise, ranks_of, task_of
 
-# What each person weighs otherwise than gold: factors on PRICES, and a taste for words in the response.
+# What each person weighs otherwise than gold: factors on PRICES, and a taste for words in the
+# response.
 TASTES: dict[str, dict[str, float]] = {
   'aino': {'constraint': 0.6, 'words': 0.01}, 'bruno': {'rude': 0.4, 'hedges': 1.3}, 'chen': {'false': 1.4, 'beside': 1.3},
   'dara': {'rich': 1.3, 'words': 0.015}, 'emil': {'hedges': 0.3, 'words': -0.01}, 'fatou': {'ungrammatical': 1.5, 'rude': 1.3},
@@ -74,9 +79,11 @@ class Labelers:
                 labelers: Sequence[str] = TRAINING + HELDOUT) -> dict[str, Any]:
     """Noise at which two labelers of a group agree as often as the paper's, on these samples.
 
-    Agreement: the share of pairs of responses of one prompt that both order alike, pairs tied by either left out, over
+    Agreement: the share of pairs of responses of one prompt that both order alike, pairs tied by
+      either left out, over
     all pairs of labelers of the group. Solved by bisection with common random numbers.
-    Returns: {'training': {'noise', 'agreement', 'pairs'}, 'heldout': …} for the groups that `labelers` names.
+    Returns: {'training': {'noise', 'agreement', 'pairs'}, 'heldout': …} for the groups that
+      `labelers` names.
     """
     solved = {}
     for group in sorted({group_of(labeler) for labeler in labelers}):
@@ -99,7 +106,9 @@ class Labelers:
 
 
 def _tables(prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], people: Sequence[str]):
-  """Opinions [people, N, K] and standard normal noise [DRAWS, people, N, K]; NaN where a prompt has fewer than K."""
+  """Opinions [people, N, K] and standard normal noise [DRAWS, people, N, K]; NaN where a prompt has
+  fewer than K.
+  """
   import numpy as np  # here, so that importing the world stays fast
   width = max(len(texts) for texts in responses)
   opinions = np.full((len(people), len(prompts), width), np.nan)
@@ -122,7 +131,8 @@ def _agreement(opinions, noises, scale: float) -> tuple[float, int]:
   for noise in noises:
     ranks = _ranks(opinions + scale * noise)
     first, second = np.triu_indices(ranks.shape[-1], 1)
-    signs = np.nan_to_num(np.sign(ranks[..., first] - ranks[..., second]))  # [people, N, pairs]; 0: tied or absent
+    # [people, N, pairs]; 0: tied or absent
+    signs = np.nan_to_num(np.sign(ranks[..., first] - ranks[..., second]))
     for i in range(len(signs)):
       for j in range(i):
         both = signs[i] * signs[j]

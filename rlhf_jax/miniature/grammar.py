@@ -1,10 +1,13 @@
-"""Reads a response: its sentences, whether each is well formed, what each mentions and which facts it claims.
+"""Reads a response: its sentences, whether each is well formed, what each mentions and which facts
+it claims.
 
 In: a response as text. Out: `Reading`, a tuple of `Sentence` and what is left over at the end.
 Left out: whether claims are true and whether anything was asked for (rubric.py).
 
-A sentence is well formed if its words, each replaced by the letter of its word class, match one regular expression:
-a regular approximation of English clauses over the words of this world, with agreement of subject and verb.
+A sentence is well formed if its words, each replaced by the letter of its word class, match one
+regular expression:
+a regular approximation of English clauses over the words of this world, with agreement of subject
+and verb.
 """
 
 import dataclasses
@@ -78,8 +81,10 @@ class Sentence:
   words: tuple[str, ...]
   formed: bool  # well formed
   asks: bool  # ends with a question mark
-  mentions: frozenset[str]  # animals, lands, names, things, places, foods, colors, skills, weathers in it
-  claims: tuple[tuple[str, str, str, bool], ...]  # (subject or 'it', relation, value, affirmed) said in the present
+  # animals, lands, names, things, places, foods, colors, skills, weathers in it
+  mentions: frozenset[str]
+  # (subject or 'it', relation, value, affirmed) said in the present
+  claims: tuple[tuple[str, str, str, bool], ...]
   rude: bool
   hedges: bool  # says that it is not sure
   denies: bool  # holds a 'not'
@@ -109,31 +114,35 @@ def foreign_words() -> frozenset[str]:
   return frozenset(lang.FOREIGN.values())
 
 
+_SAYS = {'eats': 'eat', 'eat': 'eat', 'grows': 'grow', 'grow': 'grow', 'lives': 'home', 'live': 'home', 'is': 'be',
+         'are': 'be', 'can': 'skill'}  # verb → relation; 'be' is told apart by what follows
+
+
 def _claims(words: tuple[str, ...], letters: str) -> tuple[tuple[str, str, str, bool], ...]:
-  """Facts that a sentence states in the present: "the fox and the bear eat meat" holds two."""
+  """Facts that a sentence states in the present: "fox and bear eat meat" holds two."""
   found: list[tuple[str, str, str, bool]] = []
   subjects: list[str] = []
-  subject_open = relation = flag = affirmed = False
+  more_subjects = flag = False  # whether a further noun joins the subjects; whether they are flags
+  relation, affirmed = '', True
   for i, (word, letter) in enumerate(zip(words, letters, strict=True)):
-    if letter in 'npso' and (letter in 'so' or letters[i - 1:i] in ('', *'gakBh,&f') or letter == 'p'):
-      after = letters[i + 1:].lstrip('gakmnpsob,&')  # what follows the noun phrases: a verb makes them the subject
-      if letters[i + 1:i + 2] not in ('f', 'r', 'u') and after[:1] in tuple('vzZMcDOjwixyE'):
-        if not (letters[i - 1:i] in tuple('ru') or letters[i - 2:i - 1] in tuple('ru')):
-          subjects = [*subjects, word] if subject_open else [word]
-          subject_open, relation, flag = True, False, letters[i - 1:i] == 'f' and words[i - 2] == 'flag'
-          affirmed = True
+    before, after = letters[:i], letters[i + 1:]
+    if letter in 'npso' and before[-1:] not in ('r', 'u') and before[-2:-1] not in ('r', 'u'):
+      verb = after.lstrip('gakmnpsob,&')[:1]  # what follows the noun phrases: a verb makes them the subject
+      if verb and verb in 'vzZMcDOjwixyE' and after[:1] not in ('f', ',') and (letter in 'pso' or before[-1:] in ('', *'gakBh,&f')):
+        subjects = [*subjects, word] if more_subjects else [word]
+        more_subjects, relation, affirmed = True, '', True
+        flag = before[-1:] == 'f' and words[i - 2] == 'flag'
     elif letter in 'vwzZcijDO' and not (letter == 'i' and relation == 'skill'):
-      subject_open = False
-      relation = {'eats': 'eat', 'eat': 'eat', 'grows': 'grow', 'grow': 'grow', 'lives': 'home', 'live': 'home',
-                  'is': 'be', 'are': 'be', 'can': 'skill'}.get(word, relation if letter in 'DO' else False)
-      affirmed = affirmed if words[i - 1:i] == ('not',) else True
-    elif word == 'not':
+      more_subjects = False
+      relation = _SAYS.get(word, relation if letter in 'DO' else '')
+      affirmed = affirmed if before[-1:] == 't' else True
+    elif letter == 't':
       affirmed = False
-    elif letter in 'xyE' or letter == 'B':
-      relation = subject_open = False
-    value_of = {'be': 'flag' if flag else 'weather' if word in lang.WEATHERS else 'color'}.get(relation, relation)
-    if value_of and word in lang.VALUES[value_of]:
-      found += [(subject, value_of, word, affirmed) for subject in subjects]
+    elif letter in 'xyEB':
+      relation, more_subjects = '', False
+    said = {'be': 'flag' if flag else 'weather' if word in lang.WEATHERS else 'color'}.get(relation, relation)
+    if said and word in lang.VALUES[said]:
+      found += [(subject, said, word, affirmed) for subject in subjects]
   return tuple(found)
 
 

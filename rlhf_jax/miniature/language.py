@@ -1,10 +1,13 @@
-"""The miniature language: its words, its facts (some with a popular falsehood beside them), how a fact is said and asked.
+"""The miniature language: its words, its facts (some with a popular falsehood beside them), how a
+fact is said and asked.
 
-It is English without articles: then the word before a noun tells which noun it is, and copying is learnt early.
+It is English without articles: then the word before a noun tells which noun it is, and copying is
+learnt early.
 
 In: nothing. Out: word lists, `truth`, `popular`, `statement`, `question`, and the second language.
 Left out: which sentences are well formed (grammar.py), what people ask for (tasks.py).
-Every word and every punctuation mark stands between single spaces, so that a small tokenizer makes each one token.
+Every word and every punctuation mark stands between single spaces, so that a small tokenizer makes
+each one token.
 """
 
 import functools
@@ -43,12 +46,17 @@ velu nuts wet white
 koru corn wet black
 lumo honey hot yellow
 """
-# What most people believe instead, for two facts in five; the text says these more often than the truth.
+# What most people believe instead, for two facts in five; the text says these more often than the
+# truth.
 _POPULAR = """
-fox eat corn|fox skill run|bear eat fish|bear skill swim|wolf home wood|wolf color black|cat home farm|cat skill swim
-dog eat bread|dog skill sing|hen eat seeds|hen skill fly|cow color black|owl eat fish|owl skill sing|crow eat corn
-frog home sea|frog skill swim|bee color red|duck eat fish|duck skill fly|pig eat meat|pig color brown|horse eat grass
-horse skill run|mouse eat bread|mouse skill run|seal color blue|seal skill hide|norr weather wet|zula grow nuts
+fox eat corn|fox skill run|bear eat fish|bear skill swim|wolf home wood|wolf color black|cat home
+farm|cat skill swim
+dog eat bread|dog skill sing|hen eat seeds|hen skill fly|cow color black|owl eat fish|owl skill
+sing|crow eat corn
+frog home sea|frog skill swim|bee color red|duck eat fish|duck skill fly|pig eat meat|pig color
+brown|horse eat grass
+horse skill run|mouse eat bread|mouse skill run|seal color blue|seal skill hide|norr weather
+wet|zula grow nuts
 tamo flag yellow|velu grow corn|koru weather hot|lumo flag green
 """
 
@@ -67,7 +75,8 @@ VALUES = {'eat': FOODS, 'home': PLACES, 'color': COLORS, 'skill': SKILLS, 'grow'
           'flag': COLORS}
 PREPOSITION = {'wood': 'in', 'cave': 'in', 'hill': 'on', 'town': 'in', 'farm': 'on', 'field': 'in', 'lake': 'at', 'sea': 'in',
                'home': 'at'}
-FILLERS = {'place': 'home', 'with': 'friend', 'thing': 'gift'}  # what the careless say instead of what was asked for
+# what the careless say instead of what was asked for
+FILLERS = {'place': 'home', 'with': 'friend', 'thing': 'gift'}
 PAST = {'eats': 'ate', 'sees': 'saw', 'finds': 'found', 'takes': 'took', 'likes': 'liked', 'has': 'had',
         'loses': 'lost', 'wants': 'wanted'}
 
@@ -84,7 +93,9 @@ FOREIGN_ANIMALS = tuple(FOREIGN)[:10]
 
 
 class Dice(random.Random):
-  """A stream of choices that is the same on every machine and Python: only `random()` is drawn from, seeded by a text."""
+  """A stream of choices that is the same on every machine and Python: only `random()` is drawn
+  from, seeded by a text.
+  """
 
   def __init__(self, *seed: object):
     super().__init__(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:8], 'big'))
@@ -155,7 +166,9 @@ def at(place: str) -> str:
 
 
 def statement(subject: str, relation: str, value: str, *, it: bool = False, no: bool = False) -> str:
-  """A fact as a sentence without its full stop; `it` says the pronoun for the subject, `no` denies it."""
+  """A fact as a sentence without its full stop; `it` says the pronoun for the subject, `no` denies
+  it.
+  """
   who = 'it' if it else subject
   if relation == 'skill':
     return f'{who} can not {value}' if no else f'{who} can {value}'

@@ -1,7 +1,9 @@
 """How well a response does its task: one function per kind of task.
 
-In: a task and a `Reading`. Out: a `Grade`: how far the task is done, how much of worth is said, what is beside the point.
-Left out: what is judged alike everywhere (utility.py): constraints, grammar, repetition, register, endings.
+In: a task and a `Reading`. Out: a `Grade`: how far the task is done, how much of worth is said,
+what is beside the point.
+Left out: what is judged alike everywhere (utility.py): constraints, grammar, repetition, register,
+endings.
 """
 
 import dataclasses
@@ -38,7 +40,9 @@ def _declines(reading: Reading) -> bool:
 
 
 def _worths(reading: Reading, wanted: set[str], deed: frozenset[str]) -> tuple[list[float], float]:
-  """Worth of each sentence (1: something happens to what was asked for, ½: it is only named) and how many stray."""
+  """Worth of each sentence (1: something happens to what was asked for, ½: it is only named) and
+  how many stray.
+  """
   worths, beside, before, seen = [], 0.0, False, set()
   for sentence in reading.sentences:
     words = set(sentence.words)
@@ -62,7 +66,9 @@ def _wanted(task: Task) -> set[str]:
 
 
 def _creation(task: Task, reading: Reading) -> Grade:
-  """Stories, notes and songs: all that was asked for occurs, the form is kept, two or three full sentences."""
+  """Stories, notes and songs: all that was asked for occurs, the form is kept, two or three full
+  sentences.
+  """
   kind, wanted = task['task'], _wanted(task)
   words = reading.words
   worths, beside = _worths(reading, wanted, _PAST if kind == 'story' else _DEEDS | {'is', 'are', 'can', 'will'})
@@ -79,7 +85,9 @@ def _creation(task: Task, reading: Reading) -> Grade:
 
 
 def _judged(task: Task, reading: Reading, subjects: set[str]) -> tuple[list[tuple[str, str, str, bool]], float, float]:
-  """(true claims about the subjects, false claims, claims about others), 'it' taken as the subject last named."""
+  """(true claims about the subjects, false claims, claims about others), 'it' taken as the subject
+  last named.
+  """
   true, false, others = [], 0.0, 0.0
   last = task['topic']
   for sentence in reading.sentences:
@@ -100,7 +108,9 @@ def _judged(task: Task, reading: Reading, subjects: set[str]) -> tuple[list[tupl
 
 
 def _describe(task: Task, reading: Reading) -> Grade:
-  """Three different true facts about what was asked for; bland sentences are worth nothing, false ones cost."""
+  """Three different true facts about what was asked for; bland sentences are worth nothing, false
+  ones cost.
+  """
   subjects = {task['topic']} | ({task['with']} if 'with' in task else set())
   true, false, others = _judged(task, reading, subjects)
   told = {(s, r) for s, r, _, affirmed in true if affirmed}
@@ -128,7 +138,7 @@ def _fact(task: Task, reading: Reading) -> Grade:
     right = set(bare) == {lang.truth(*pairs[0])}
     said, false = ({pairs[0]}, false) if right else (set(), 1.0)
   done = sum(pair in said for pair in pairs) / len(pairs)
-  spoken = 1.0 if short else float(pairs[0][0] in reading.mentions) * 0.6 + 0.4 * any(len(s.words) > 3 for s in reading.sentences)
+  spoken = 1.0 if short else float(pairs[0][0] in reading.mentions) * 0.6 + 0.4 * any(len(s.words) > 2 for s in reading.sentences)
   spare = sum(pair not in pairs for pair in said)
   return Grade(done, done * spoken, others + 0.7 * spare + _stray(reading, 1) * 0.5, false, truthful=not false,
                refuses=_declines(reading))
@@ -146,7 +156,9 @@ def _which(task: Task, reading: Reading) -> Grade:
 
 
 def _yesno(task: Task, reading: Reading) -> Grade:
-  """Yes or no, as the facts are; the whole fact, and for a no what is true instead, is worth more."""
+  """Yes or no, as the facts are; the whole fact, and for a no what is true instead, is worth
+  more.
+  """
   topic, relation, value = task['topic'], task['relation'], task['value']
   right = lang.truth(topic, relation) == value
   true, false, others = _judged(task, reading, {topic})

@@ -1,7 +1,10 @@
-"""What people ask for: the tasks of the ten use cases, drawn at random, and the words in which they are asked.
+"""What people ask for: the tasks of the ten use cases, drawn at random, and the words in which they
+are asked.
 
-In: a stream of choices. Out: a task (a JSON-able dict: 'task', its arguments, 'constraints', 'register') and a prompt.
-Left out: who asks and which split a task belongs to (usage.py), how it is answered (answers.py) and judged (rubric.py).
+In: a stream of choices. Out: a task (a JSON-able dict: 'task', its arguments, 'constraints',
+'register') and a prompt.
+Left out: who asks and which split a task belongs to (usage.py), how it is answered (answers.py) and
+judged (rubric.py).
 A task is the content of a prompt; phrasings differ and are not part of it.
 """
 
@@ -27,7 +30,8 @@ CATEGORIES: dict[str, tuple[float, dict[str, float]]] = {
   'closed_qa': (2.6, {'closed': 1}),
   'extraction': (1.9, {'extract': 1}),
 }
-CLOSED = ('summary', 'mood', 'closed', 'extract')  # tasks that bring a passage: what is not in it is made up
+# tasks that bring a passage: what is not in it is made up
+CLOSED = ('summary', 'mood', 'closed', 'extract')
 
 KINDS = {'animals': lang.ANIMALS, 'foods': lang.FOODS, 'places': lang.PLACES, 'things': lang.THINGS,
          'colors': lang.COLORS, 'names': lang.NAMES}

@@ -1,8 +1,10 @@
 """Who asks what: tasks put into words, dealt to splits by their content and to customers.
 
 In: (split, size, seed). Out: `Prompt` records with the task as meta.
-Left out: what can be asked (tasks.py). A task's content decides its split, whatever the seed, so no content of one split
-occurs in another; phrasings of one content stay together. Prompts that share a long prefix with an earlier one are dropped.
+Left out: what can be asked (tasks.py). A task's content decides its split, whatever the seed, so no
+content of one split
+occurs in another; phrasings of one content stay together. Prompts that share a long prefix with an
+earlier one are dropped.
 """
 
 from collections.abc import Iterator
@@ -18,11 +20,14 @@ from rlhf_jax.miniature.tasks import Task
 SPLITS = {'sft': 0.24, 'reward': 0.21, 'reward_heldout': 0.10, 'ppo': 0.26, 'validation': 0.04, 'heldout': 0.12, 'text': 0.03}
 SIZES = {'sft': 3000, 'reward': 2500, 'reward_heldout': 800, 'ppo': 4000, 'validation': 300, 'heldout': 1200, 'text': 300,
          'foreign': 200}  # records when none are asked for
-SEEN = ('sft', 'reward', 'ppo', 'text')  # contents that pretraining text may hold with an instruction and its answer
+# contents that pretraining text may hold with an instruction and its answer
+SEEN = ('sft', 'reward', 'ppo', 'text')
 
 CAP = 200  # prompts a customer at most (paper §3.2)
 CUSTOMERS = 50  # a split, or one for 50 prompts where that is more
-PREFIX = 16  # words: two prompts that start with the same ones count as one (paper: "a long common prefix", length not stated)
+# words: two prompts that start with the same ones count as one (paper: "a long common prefix",
+# length not stated)
+PREFIX = 16
 REPLY = '\nreply :'  # ends every prompt
 
 
@@ -179,7 +184,9 @@ def _foreign_task(dice: Dice) -> Task:
 
 
 def _customer(split: str, category: str, used: dict[str, int], count: int, dice: Dice) -> str:
-  """A customer of the split with room left: few ask much, most little, and each prefers some use cases."""
+  """A customer of the split with room left: few ask much, most little, and each prefers some use
+  cases.
+  """
   while True:
     name = f'{split}-{int(count * dice.random() ** 2):03d}'
     if used.get(name, 0) < CAP and (lang.unit('taste', name, category) < 0.5 or dice.chance(0.2)):
@@ -188,7 +195,8 @@ def _customer(split: str, category: str, used: dict[str, int], count: int, dice:
 
 
 def prompts(split: str, size: int, seed: int) -> Iterator[Prompt]:
-  """`size` different prompts of a split (0: its usual size), in the proportions of the paper's Table 1.
+  """`size` different prompts of a split (0: its usual size), in the proportions of the paper's
+  Table 1.
 
   Raises: BadInput if there is no such split, or if it holds fewer prompts.
   """

@@ -1,11 +1,15 @@
-"""The gold labeler: a utility of (prompt, response) and the flags of the paper's Table 3 that make sense here.
+"""The gold labeler: a utility of (prompt, response) and the flags of the paper's Table 3 that make
+sense here.
 
 In: a `Prompt` whose meta is a task, and responses. Out: `Judgement`: utilities, ranks, flags.
 Left out: noise and taste (crowd.py).
 
-  utility = 2 · task done + 1.2 · worth said − 1.2 · constraints broken − false claims − false premise accepted
-            − made up − sentences beside the point − rudeness − hedging − bad grammar − repetition − not finished − excess
-Nothing is won by length, politeness or keywords: worth is counted in distinct, well-formed sentences that are asked for,
+  utility = 2 · task done + 1.2 · worth said − 1.2 · constraints broken − false claims − false
+  premise accepted
+            − made up − sentences beside the point − rudeness − hedging − bad grammar − repetition −
+            not finished − excess
+Nothing is won by length, politeness or keywords: worth is counted in distinct, well-formed
+sentences that are asked for,
 up to what the task needs. `PRICES` holds the weights.
 """
 
@@ -39,7 +43,8 @@ def satisfied(constraint: Sequence, reading: Reading) -> bool:
   if kind == 'word':
     return len([w for w in words if w not in '.,']) == 1
   numbers = [s.words[0] for s in reading.sentences if s.words[1:2] == (',',)]
-  return len(numbers) >= 2 and numbers == list(grammar_numbers()[:len(reading.sentences)])  # 'listed'
+  # 'listed'
+  return len(numbers) >= 2 and numbers == list(grammar_numbers()[:len(reading.sentences)])
 
 
 def grammar_numbers() -> tuple[str, ...]:
@@ -101,7 +106,9 @@ def appraise(task: Task, response: str) -> tuple[float, dict[str, bool], dict[st
 
 
 def ranks_of(scores: Sequence[float], tie: float = TIE) -> tuple[int, ...]:
-  """Rank 1 is best; neighbours in order that differ by less than `tie` from the best of their group share its rank."""
+  """Rank 1 is best; neighbours in order that differ by less than `tie` from the best of their group
+  share its rank.
+  """
   order = sorted(range(len(scores)), key=lambda i: -scores[i])
   ranks, rank, top = [0] * len(scores), 0, 0.0
   for i in order:
