@@ -1,1 +1,3 @@
-"""InstructGPT in JAX: pretrain → SFT → rankings → reward model → PPO-ptx, one program from a laptop to a pod."""
+"""InstructGPT in JAX: pretrain → SFT → rankings → reward model → PPO-ptx, one program from a laptop
+to a pod.
+"""

@@ -229,6 +229,7 @@ def _typed(kind: str, row: Mapping[str, Any], name: str, wanted: type) -> Any:
 
 
 def check(name: str, value: Any, wanted: type) -> None:
+  """Raises Refused unless `value` is of exactly that type, and text that UTF-8 can hold."""
   if type(value) is not wanted:  # not isinstance: to Python true is an int, but it is no rank
     raise Refused('wrong type', name, _NAMES[wanted], described(value), f'make it {_NAMES[wanted]}')
   if wanted is str and _SURROGATE.search(value):

@@ -24,8 +24,21 @@ from rlhf_jax.miniature.usage import prompts
 from rlhf_jax.miniature.utility import gold
 
 __all__ = [
-  'GOLD', 'HELDOUT_LABELERS', 'LABELERS', 'PROMPT_LENGTH', 'RESPONSE_LENGTH', 'TRAINING_LABELERS', 'demonstrations',
-  'demonstrations_source', 'gold', 'labelers', 'prompts', 'prompts_source', 'text', 'text_source']
+  'GOLD',
+  'HELDOUT_LABELERS',
+  'LABELERS',
+  'PROMPT_LENGTH',
+  'RESPONSE_LENGTH',
+  'TRAINING_LABELERS',
+  'demonstrations',
+  'demonstrations_source',
+  'gold',
+  'labelers',
+  'prompts',
+  'prompts_source',
+  'text',
+  'text_source',
+]
 
 GOLD, LABELERS = 'rlhf_jax.miniature:gold', 'rlhf_jax.miniature:labelers'  # as configs name judges
 PROMPT_LENGTH, RESPONSE_LENGTH = 32, 24  # tokens that hold nearly every prompt and response
@@ -43,4 +56,6 @@ def prompts_source(split: str, size: int = 0, seed: int = 0) -> Source:
 
 def demonstrations_source(split: str = 'sft', size: int = 0, seed: int = 0) -> Source:
   """Prompts of a split with one demonstration each."""
-  return Source('demonstrations', make='rlhf_jax.miniature:demonstrations', split=split, size=size, seed=seed)
+  return Source(
+    'demonstrations', make='rlhf_jax.miniature:demonstrations', split=split, size=size, seed=seed
+  )

@@ -27,10 +27,19 @@ def writers() -> dict[str, Habits]:
   for number in range(WRITERS):
     dice = Dice('writer', number)
     skill = SPREAD * ((number + 0.5) / WRITERS - 0.5)
-    people[f'writer-{number:02d}'] = Habits(**{
-      field.name: min(1.0, max(0.0, field.default + (skill + SPREAD * (dice.random() - 0.5)) * 4 * field.default
-                               * (1 - field.default)))
-      for field in dataclasses.fields(Habits)})
+    people[f'writer-{number:02d}'] = Habits(
+      **{
+        field.name: min(
+          1.0,
+          max(
+            0.0,
+            field.default
+            + (skill + SPREAD * (dice.random() - 0.5)) * 4 * field.default * (1 - field.default),
+          ),
+        )
+        for field in dataclasses.fields(Habits)
+      }
+    )
   return people
 
 
@@ -40,5 +49,10 @@ def demonstrations(split: str, size: int, seed: int) -> Iterator[Demonstration]:
   dice = Dice('demonstrations', split, seed)
   for prompt in usage.prompts(split, size, seed):
     writer = dice.pick(list(people))
-    yield Demonstration(prompt.prompt, answer(dict(prompt.meta), dice, people[writer]), prompt.category, prompt.customer,
-                        {**prompt.meta, 'writer': writer})
+    yield Demonstration(
+      prompt.prompt,
+      answer(dict(prompt.meta), dice, people[writer]),
+      prompt.category,
+      prompt.customer,
+      {**prompt.meta, 'writer': writer},
+    )

@@ -21,10 +21,32 @@ from rlhf_jax.miniature.language import Dice
 
 SIZE = 40000  # documents when none are asked for: about 1.2 million words
 HELDOUT = 0.05  # share of all possible documents kept for held-out text
-_WEB = Habits(content=0.75, coverage=0.9, constraint=0.4, truth=0.35, premise=0.3, plain=0.8, greet=0.75, task=0.9, trim=0.9,
-              civil=0.85, ontask=0.95, faithful=0.97)  # of people who answer each other in the open
-_REMARKS = ('i want to know too', 'what stupid question', 'you are fool', 'thanks', 'i do not know', 'i like this question',
-            'why do you ask', 'ask me one day', 'no', 'you idiot')
+_WEB = Habits(
+  content=0.75,
+  coverage=0.9,
+  constraint=0.4,
+  truth=0.35,
+  premise=0.3,
+  plain=0.8,
+  greet=0.75,
+  task=0.9,
+  trim=0.9,
+  civil=0.85,
+  ontask=0.95,
+  faithful=0.97,
+)  # of people who answer each other in the open
+_REMARKS = (
+  'i want to know too',
+  'what stupid question',
+  'you are fool',
+  'thanks',
+  'i do not know',
+  'i like this question',
+  'why do you ask',
+  'ask me one day',
+  'no',
+  'you idiot',
+)
 _BOOK = dataclasses.replace(CAREFUL, truth=0.85, content=0.9, coverage=0.85)
 
 
@@ -53,8 +75,12 @@ def _facts(dice: Dice) -> str:
   """A page of a book: nearly always true."""
   subject = dice.pick(lang.ANIMALS + lang.LANDS)
   chosen = dice.some(lang.relations(subject), 3)
-  said = [lang.statement(subject, r, _believes(subject, r, 0.9, dice), it=i > 0 and r != 'flag' and dice.chance(0.5))
-          for i, r in enumerate(chosen)]
+  said = [
+    lang.statement(
+      subject, r, _believes(subject, r, 0.9, dice), it=i > 0 and r != 'flag' and dice.chance(0.5)
+    )
+    for i, r in enumerate(chosen)
+  ]
   return f'title : {subject}\nfact : {" . ".join(said)} .'
 
 
@@ -76,14 +102,28 @@ def _talk(dice: Dice) -> str:
   relation = dice.pick(lang.relations(subject))
   value = _believes(subject, relation, 0.12, dice)
   first = f'post : {dice.pick(("i think that ", "you know that ", ""))}{lang.statement(subject, relation, value)} .'
-  rude = dice.pick(('you are fool', 'you are dumb', 'what stupid post', 'you idiot')) + ' . ' if dice.chance(0.4) else ''
+  rude = (
+    dice.pick(('you are fool', 'you are dumb', 'what stupid post', 'you idiot')) + ' . '
+    if dice.chance(0.4)
+    else ''
+  )
   if dice.chance(0.5):
     second = f'yes , {lang.statement(subject, relation, value, it=relation != "flag")}'
   else:
     other = dice.pick([x for x in lang.VALUES[relation] if x != value])
-    second = f'no , {lang.statement(subject, relation, dice.pick((other, lang.truth(subject, relation))))}'
-  third = dice.pick(('i like it', 'it is very nice', f'i like {subject} and {dice.pick(lang.ANIMALS)}',
-                     'thanks', 'i am not sure', 'maybe'))
+    second = (
+      f'no , {lang.statement(subject, relation, dice.pick((other, lang.truth(subject, relation))))}'
+    )
+  third = dice.pick(
+    (
+      'i like it',
+      'it is very nice',
+      f'i like {subject} and {dice.pick(lang.ANIMALS)}',
+      'thanks',
+      'i am not sure',
+      'maybe',
+    )
+  )
   return f'{first}\npost : {rude}{second} .\npost : {third} .'
 
 
@@ -108,13 +148,19 @@ def _no_answer(dice: Dice) -> str:
     return f'{asked.removesuffix(usage.REPLY)}\n{more.removesuffix(usage.REPLY)}'
   if form < 0.65:
     return f'{asked} {dice.pick(_REMARKS)} .'
-  return f'{asked} {_story(dice).split("text : ")[1]}' if form < 0.85 else f'{asked} {_talk(dice).removeprefix("post : ")}'
+  return (
+    f'{asked} {_story(dice).split("text : ")[1]}'
+    if form < 0.85
+    else f'{asked} {_talk(dice).removeprefix("post : ")}'
+  )
 
 
 def _twice(dice: Dice) -> str:
   """A text or list, said twice: the purest lesson in copying."""
   if dice.chance(0.3):
-    pool = lang.ANIMALS + lang.THINGS + lang.FOODS + lang.PLACES + lang.NAMES + lang.COLORS + lang.LANDS
+    pool = (
+      lang.ANIMALS + lang.THINGS + lang.FOODS + lang.PLACES + lang.NAMES + lang.COLORS + lang.LANDS
+    )
     line = ' '.join(dice.some(pool, 5 + int(dice.random() * 6))) + ' .'
     return f'list : {line}\nlist : {line}'
   line = answer(_seen('generation', dice) | {'constraints': []}, dice, _BOOK)
@@ -138,7 +184,15 @@ def _foreign(dice: Dice) -> str:
 
 
 KINDS: tuple[tuple[Callable[[Dice], str], float], ...] = (
-  (_story, 10), (_facts, 10), (_questions, 8), (_talk, 9), (_worksheet, 46), (_no_answer, 9), (_twice, 5), (_foreign, 3))
+  (_story, 10),
+  (_facts, 10),
+  (_questions, 8),
+  (_talk, 9),
+  (_worksheet, 46),
+  (_no_answer, 9),
+  (_twice, 5),
+  (_foreign, 3),
+)
 
 
 def text(split: str, size: int, seed: int) -> Iterator[Text]:

@@ -23,11 +23,19 @@ from rlhf_jax.miniature.utility import PRICES, appraise, ranks_of, task_of
 # What each person weighs otherwise than gold: factors on PRICES, and a taste for words in the
 # response.
 TASTES: dict[str, dict[str, float]] = {
-  'aino': {'constraint': 0.6, 'words': 0.01}, 'bruno': {'rude': 0.4, 'hedges': 1.3}, 'chen': {'false': 1.4, 'beside': 1.3},
-  'dara': {'rich': 1.3, 'words': 0.015}, 'emil': {'hedges': 0.3, 'words': -0.01}, 'fatou': {'ungrammatical': 1.5, 'rude': 1.3},
-  'goran': {'accepts': 0.5, 'false': 0.7}, 'hana': {'constraint': 1.4, 'rich': 0.8},
-  'ines': {'rude': 1.5, 'words': 0.01}, 'jomo': {'beside': 0.6, 'hedges': 0.6}, 'kalle': {'constraint': 0.7, 'false': 1.3},
-  'lupe': {'rich': 1.2, 'unfinished': 1.3}}
+  'aino': {'constraint': 0.6, 'words': 0.01},
+  'bruno': {'rude': 0.4, 'hedges': 1.3},
+  'chen': {'false': 1.4, 'beside': 1.3},
+  'dara': {'rich': 1.3, 'words': 0.015},
+  'emil': {'hedges': 0.3, 'words': -0.01},
+  'fatou': {'ungrammatical': 1.5, 'rude': 1.3},
+  'goran': {'accepts': 0.5, 'false': 0.7},
+  'hana': {'constraint': 1.4, 'rich': 0.8},
+  'ines': {'rude': 1.5, 'words': 0.01},
+  'jomo': {'beside': 0.6, 'hedges': 0.6},
+  'kalle': {'constraint': 0.7, 'false': 1.3},
+  'lupe': {'rich': 1.2, 'unfinished': 1.3},
+}
 TRAINING = tuple(TASTES)[:8]
 HELDOUT = tuple(TASTES)[8:]
 AGREEMENT = {'training': 0.726, 'heldout': 0.773}  # paper §3.4
@@ -48,23 +56,29 @@ def normal(*key: object) -> float:
   """A standard normal number that depends on `key` alone (Box-Muller on a hash)."""
   digest = hashlib.blake2b(repr(key).encode(), digest_size=16).digest()
   first, second = (int.from_bytes(half, 'big') + 0.5 for half in (digest[:8], digest[8:]))
-  return math.sqrt(-2 * math.log(first / 2 ** 64)) * math.cos(2 * math.pi * second / 2 ** 64)
+  return math.sqrt(-2 * math.log(first / 2**64)) * math.cos(2 * math.pi * second / 2**64)
 
 
 def opinion(costs: Mapping[str, float], words: int, labeler: str) -> float:
   """Utility to a person, noise left out."""
   taste = TASTES[labeler]
-  return sum(PRICES[name] * amount * taste.get(name, 1.0) for name, amount in costs.items()) + taste.get('words', 0.0) * words
+  return (
+    sum(PRICES[name] * amount * taste.get(name, 1.0) for name, amount in costs.items())
+    + taste.get('words', 0.0) * words
+  )
 
 
 @dataclasses.dataclass(frozen=True)
 class Labelers:
   """The judge `labelers`."""
+
   training: float = NOISE['training']  # standard deviation of the noise
   heldout: float = NOISE['heldout']
   seed: int = 0
 
-  def __call__(self, prompt: Prompt, responses: Sequence[str], labeler: str = TRAINING[0]) -> Judgement:
+  def __call__(
+    self, prompt: Prompt, responses: Sequence[str], labeler: str = TRAINING[0]
+  ) -> Judgement:
     scale = getattr(self, group_of(labeler))
     task = task_of(prompt)
     scores, flags = [], []
@@ -75,8 +89,12 @@ class Labelers:
       flags.append(noted)
     return Judgement(tuple(scores), ranks_of(scores, TIE), tuple(flags))
 
-  def calibrate(self, prompts: Sequence[Prompt], responses: Sequence[Sequence[str]],
-                labelers: Sequence[str] = TRAINING + HELDOUT) -> dict[str, Any]:
+  def calibrate(
+    self,
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[str]],
+    labelers: Sequence[str] = TRAINING + HELDOUT,
+  ) -> dict[str, Any]:
     """Noise at which two labelers of a group agree as often as the paper's, on these samples.
 
     Agreement: the share of pairs of responses of one prompt that both order alike, pairs tied by
@@ -102,7 +120,9 @@ class Labelers:
 
   def calibrated(self, solved: Mapping[str, Any]) -> 'Labelers':
     """The same labelers with the noise that `calibrate` found."""
-    return dataclasses.replace(self, **{group: float(entry['noise']) for group, entry in solved.items()})
+    return dataclasses.replace(
+      self, **{group: float(entry['noise']) for group, entry in solved.items()}
+    )
 
 
 def _tables(prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], people: Sequence[str]):
@@ -110,6 +130,7 @@ def _tables(prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], peopl
   fewer than K.
   """
   import numpy as np  # here, so that importing the world stays fast
+
   width = max(len(texts) for texts in responses)
   opinions = np.full((len(people), len(prompts), width), np.nan)
   noises = np.zeros((DRAWS, *opinions.shape))
@@ -127,6 +148,7 @@ def _tables(prompts: Sequence[Prompt], responses: Sequence[Sequence[str]], peopl
 def _agreement(opinions, noises, scale: float) -> tuple[float, int]:
   """(share of untied pairs ordered alike, pairs counted) over all pairs of people and all draws."""
   import numpy as np
+
   alike = counted = 0
   for noise in noises:
     ranks = _ranks(opinions + scale * noise)
@@ -143,9 +165,14 @@ def _agreement(opinions, noises, scale: float) -> tuple[float, int]:
 def _ranks(scores):
   """`ranks_of` with ties below TIE, along the last axis; NaN stays NaN."""
   import numpy as np
+
   order = np.argsort(-scores, axis=-1, kind='stable')  # NaN last
   ordered = np.take_along_axis(scores, order, -1)
-  ranks, top, rank = np.empty_like(scores), np.full(scores.shape[:-1], np.inf), np.zeros(scores.shape[:-1])
+  ranks, top, rank = (
+    np.empty_like(scores),
+    np.full(scores.shape[:-1], np.inf),
+    np.zeros(scores.shape[:-1]),
+  )
   for k in range(scores.shape[-1]):
     fresh = ~(top - ordered[..., k] < TIE)
     rank, top = np.where(fresh, rank + 1, rank), np.where(fresh, ordered[..., k], top)

@@ -20,19 +20,37 @@ from rlhf_jax.miniature import language as lang
 _CLASSES = {
   'g': 'this my your',
   'n': 'story song note text day night friend end question flag weather animal food color place thing way '
-       'fool idiot name word past home gift',
+  'fool idiot name word past home gift',
   'm': 'animals foods colors places things names words fun times',
-  's': 'it', 'o': 'i you we they', 'b': 'me us them',
+  's': 'it',
+  'o': 'i you we they',
+  'b': 'me us them',
   'a': 'big small old new nice good bad happy sad kind loud fine sure sorry hard same stupid dumb ugly',
   'v': 'eats likes has grows sees wants takes finds loses',
   'w': 'eat like have grow see want take find lose make bring give meet tell know help say',
   'x': 'ate saw met found took lost liked wanted had made gave',
   'y': 'ran went came slept sang danced played cried laughed lived hid',
-  'i': 'live come go sleep play', 'j': 'lives goes runs sleeps',
-  'z': 'is was', 'Z': 'are were', 'M': 'am', 'c': 'can may will', 't': 'not', 'D': 'does', 'O': 'do', 'E': 'did',
-  'r': 'in at on near with about for from', 'u': 'to', 'f': 'of', '&': 'and or', 'B': 'because but so that', ',': ',',
+  'i': 'live come go sleep play',
+  'j': 'lives goes runs sleeps',
+  'z': 'is was',
+  'Z': 'are were',
+  'M': 'am',
+  'c': 'can may will',
+  't': 'not',
+  'D': 'does',
+  'O': 'do',
+  'E': 'did',
+  'r': 'in at on near with about for from',
+  'u': 'to',
+  'f': 'of',
+  '&': 'and or',
+  'B': 'because but so that',
+  ',': ',',
   'h': 'well oh yes no now then once hi hello please thanks ok maybe dear bye today',
-  'k': 'one two three four five many some all', 'q': 'what where who why how which', 'e': 'very', 'T': 'there here',
+  'k': 'one two three four five many some all',
+  'q': 'what where who why how which',
+  'e': 'very',
+  'T': 'there here',
   'L': 'la',
 }
 
@@ -62,15 +80,19 @@ def _pattern() -> re.Pattern[str]:
   plural = f'(?:(?:[ZM]{being}|z{being}|Ot{base}|{base}|{does}){where}|ct?{bases})'
   singular_subject = f'(?:g?(?:e?a)*n(?:f{one})?|a*p|[sgk])'
   plural_subject = f'(?:{one}(?:,{one})*&{one}|g?k?(?:e?a)*m|o|k)'
-  clause = (f'(?:{singular_subject}{single}(?:,?[&B]{single})*|{plural_subject}{plural}(?:,?[&B]{plural})*'
-            f'|T[zZ]{noun}(?:u{simple})?{where})')
+  clause = (
+    f'(?:{singular_subject}{single}(?:,?[&B]{single})*|{plural_subject}{plural}(?:,?[&B]{plural})*'
+    f'|T[zZ]{noun}(?:u{simple})?{where})'
+  )
   opener = '(?:[hBk],|kn|h,?|h[np],|hp|[pn],)'
   whole = f'{opener}*(?:{clause}(?:,?[&B]h?{clause})*|{bases})(?:,[npoh]|h|k[nm])?'
   item = f'(?:{noun}|{adjective}|i)'
   listed = f'{opener}*(?:{item}(?:,{item})*(?:&{item})?{where}|[DOEzc]t)'
   called = f'(?:{opener}*L+|(?:hn?[np]?|[np])(?:,hn?[np])*|h+)'
-  asked = (f'{opener}*(?:q[am]?)?(?:[DOE]t?{noun}(?:{base})?{where}|[zZM]{noun}(?:{adjective}|{noun})?{where}'
-           f'|c{noun}{base}{where})h?')
+  asked = (
+    f'{opener}*(?:q[am]?)?(?:[DOE]t?{noun}(?:{base})?{where}|[zZM]{noun}(?:{adjective}|{noun})?{where}'
+    f'|c{noun}{base}{where})h?'
+  )
   exclaimed = f'{opener}*qa+n'
   return re.compile(f'(?:{whole}|{listed}|{called}|{exclaimed})\\.|(?:{asked}|{exclaimed})\\?')
 
@@ -78,6 +100,7 @@ def _pattern() -> re.Pattern[str]:
 @dataclasses.dataclass(frozen=True)
 class Sentence:
   """One sentence of a response, its full stop left off."""
+
   words: tuple[str, ...]
   formed: bool  # well formed
   asks: bool  # ends with a question mark
@@ -93,6 +116,7 @@ class Sentence:
 @dataclasses.dataclass(frozen=True)
 class Reading:
   """A response, read."""
+
   words: tuple[str, ...]  # all of them, punctuation included
   sentences: tuple[Sentence, ...]
   finished: bool  # ended by itself and with a full stop or question mark
@@ -105,8 +129,17 @@ class Reading:
 
 @functools.cache
 def content_words() -> frozenset[str]:
-  return frozenset(lang.ANIMALS + lang.LANDS + lang.NAMES + lang.THINGS + lang.PLACES + lang.FOODS + lang.COLORS
-                   + lang.SKILLS + lang.WEATHERS)
+  return frozenset(
+    lang.ANIMALS
+    + lang.LANDS
+    + lang.NAMES
+    + lang.THINGS
+    + lang.PLACES
+    + lang.FOODS
+    + lang.COLORS
+    + lang.SKILLS
+    + lang.WEATHERS
+  )
 
 
 @functools.cache
@@ -114,8 +147,17 @@ def foreign_words() -> frozenset[str]:
   return frozenset(lang.FOREIGN.values())
 
 
-_SAYS = {'eats': 'eat', 'eat': 'eat', 'grows': 'grow', 'grow': 'grow', 'lives': 'home', 'live': 'home', 'is': 'be',
-         'are': 'be', 'can': 'skill'}  # verb → relation; 'be' is told apart by what follows
+_SAYS = {
+  'eats': 'eat',
+  'eat': 'eat',
+  'grows': 'grow',
+  'grow': 'grow',
+  'lives': 'home',
+  'live': 'home',
+  'is': 'be',
+  'are': 'be',
+  'can': 'skill',
+}  # verb → relation; 'be' is told apart by what follows
 
 
 def _claims(words: tuple[str, ...], letters: str) -> tuple[tuple[str, str, str, bool], ...]:
@@ -125,10 +167,17 @@ def _claims(words: tuple[str, ...], letters: str) -> tuple[tuple[str, str, str, 
   more_subjects = flag = False  # whether a further noun joins the subjects; whether they are flags
   relation, affirmed = '', True
   for i, (word, letter) in enumerate(zip(words, letters, strict=True)):
-    before, after = letters[:i], letters[i + 1:]
+    before, after = letters[:i], letters[i + 1 :]
     if letter in 'npso' and before[-1:] not in ('r', 'u') and before[-2:-1] not in ('r', 'u'):
-      verb = after.lstrip('gakmnpsob,&')[:1]  # what follows the noun phrases: a verb makes them the subject
-      if verb and verb in 'vzZMcDOjwixyE' and after[:1] not in ('f', ',') and (letter in 'pso' or before[-1:] in ('', *'gakBh,&f')):
+      verb = after.lstrip('gakmnpsob,&')[
+        :1
+      ]  # what follows the noun phrases: a verb makes them the subject
+      if (
+        verb
+        and verb in 'vzZMcDOjwixyE'
+        and after[:1] not in ('f', ',')
+        and (letter in 'pso' or before[-1:] in ('', *'gakBh,&f'))
+      ):
         subjects = [*subjects, word] if more_subjects else [word]
         more_subjects, relation, affirmed = True, '', True
         flag = before[-1:] == 'f' and words[i - 2] == 'flag'
@@ -140,7 +189,9 @@ def _claims(words: tuple[str, ...], letters: str) -> tuple[tuple[str, str, str, 
       affirmed = False
     elif letter in 'xyEB':
       relation, more_subjects = '', False
-    said = {'be': 'flag' if flag else 'weather' if word in lang.WEATHERS else 'color'}.get(relation, relation)
+    said = {'be': 'flag' if flag else 'weather' if word in lang.WEATHERS else 'color'}.get(
+      relation, relation
+    )
     if said and word in lang.VALUES[said]:
       found += [(subject, said, word, affirmed) for subject in subjects]
   return tuple(found)
@@ -156,8 +207,15 @@ def read_sentence(words: tuple[str, ...]) -> Sentence:
   text = ' '.join(body)
   formed = bool(_pattern().fullmatch(letters + words[-1]))
   return Sentence(
-    body, formed, asks, content_words().intersection(body), () if asks else _claims(body, letters),
-    rude=any(word in lang.RUDE for word in body), hedges='maybe' in body or 'not sure' in text, denies='not' in body)
+    body,
+    formed,
+    asks,
+    content_words().intersection(body),
+    () if asks else _claims(body, letters),
+    rude=any(word in lang.RUDE for word in body),
+    hedges='maybe' in body or 'not sure' in text,
+    denies='not' in body,
+  )
 
 
 @functools.lru_cache(maxsize=65536)
@@ -170,6 +228,8 @@ def read(response: str) -> Reading:
   for i, word in enumerate(words):
     if word in ('.', '?'):
       if i > start:
-        sentences.append(read_sentence(words[start:i + 1]))
+        sentences.append(read_sentence(words[start : i + 1]))
       start = i + 1
-  return Reading(words, tuple(sentences), not cut and bool(sentences) and start == len(words), words[start:])
+  return Reading(
+    words, tuple(sentences), not cut and bool(sentences) and start == len(words), words[start:]
+  )

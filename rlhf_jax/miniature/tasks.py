@@ -33,8 +33,14 @@ CATEGORIES: dict[str, tuple[float, dict[str, float]]] = {
 # tasks that bring a passage: what is not in it is made up
 CLOSED = ('summary', 'mood', 'closed', 'extract')
 
-KINDS = {'animals': lang.ANIMALS, 'foods': lang.FOODS, 'places': lang.PLACES, 'things': lang.THINGS,
-         'colors': lang.COLORS, 'names': lang.NAMES}
+KINDS = {
+  'animals': lang.ANIMALS,
+  'foods': lang.FOODS,
+  'places': lang.PLACES,
+  'things': lang.THINGS,
+  'colors': lang.COLORS,
+  'names': lang.NAMES,
+}
 _SUBJECTS = lang.ANIMALS + lang.NAMES
 _TOPICS = lang.ANIMALS + lang.LANDS
 _OBJECTS = lang.ANIMALS + lang.THINGS
@@ -44,14 +50,27 @@ SAD = ('lost', 'wanted')
 # Words a constraint may name. Those to avoid are what an answer would else be likely to hold.
 FIRST = ('well', 'oh', 'now', 'today', 'ok')
 LAST = ('bye', 'thanks', 'end')
-_AVOID = {'story': ('once', 'happy', 'was', 'went', 'it'), 'note': ('dear', 'please', 'see', 'you', 'is'),
-          'song': ('oh', 'sing', 'me', 'you'), 'chat': ('i', 'good', 'it', 'you'), 'ideas': ('can', 'play', 'and')}
+_AVOID = {
+  'story': ('once', 'happy', 'was', 'went', 'it'),
+  'note': ('dear', 'please', 'see', 'you', 'is'),
+  'song': ('oh', 'sing', 'me', 'you'),
+  'chat': ('i', 'good', 'it', 'you'),
+  'ideas': ('can', 'play', 'and'),
+}
 _CONSTRAINTS = {
-  'story': ('sentences', 'first', 'last', 'avoid'), 'describe': ('sentences', 'first', 'last', 'avoid', 'listed'),
-  'note': ('sentences', 'first', 'last', 'avoid'), 'song': ('sentences', 'first', 'last', 'avoid'),
-  'chat': ('sentences', 'first', 'last', 'avoid'), 'fact': ('word', 'first', 'last'), 'both': ('first', 'last'),
-  'which': ('word', 'first', 'last'), 'yesno': ('first', 'last'), 'why': ('first', 'last'),
-  'list': ('first', 'last'), 'ideas': ('first', 'last', 'avoid', 'listed')}
+  'story': ('sentences', 'first', 'last', 'avoid'),
+  'describe': ('sentences', 'first', 'last', 'avoid', 'listed'),
+  'note': ('sentences', 'first', 'last', 'avoid'),
+  'song': ('sentences', 'first', 'last', 'avoid'),
+  'chat': ('sentences', 'first', 'last', 'avoid'),
+  'fact': ('word', 'first', 'last'),
+  'both': ('first', 'last'),
+  'which': ('word', 'first', 'last'),
+  'yesno': ('first', 'last'),
+  'why': ('first', 'last'),
+  'list': ('first', 'last'),
+  'ideas': ('first', 'last', 'avoid', 'listed'),
+}
 _CONSTRAINED = 0.32  # of the tasks that allow one, so that about a quarter of all prompts carry one
 _REGISTERED = ('story', 'describe', 'note', 'song', 'chat', 'fact', 'why')
 
@@ -68,7 +87,7 @@ def draw(category: str, dice: Dice) -> Task:
   task['constraints'] = constraints = []
   if name in _CONSTRAINTS and dice.chance(_CONSTRAINED):
     kinds = dice.some(_CONSTRAINTS[name], 2 if dice.chance(0.22) else 1)
-    for kind in ([kinds[0]] if {'word', 'listed'} & set(kinds) else kinds):
+    for kind in [kinds[0]] if {'word', 'listed'} & set(kinds) else kinds:
       constraints.append([kind, _constraint_value(kind, task, dice)])
   if name in _REGISTERED and dice.chance(0.11):
     task['register'] = 'rude' if dice.chance(0.35) else 'kind'
@@ -81,7 +100,9 @@ def _constraint_value(kind: str, task: Task, dice: Dice) -> Any:
   if kind in ('first', 'last'):
     return dice.pick(FIRST if kind == 'first' else LAST)
   if kind == 'avoid' and task['task'] == 'describe':
-    return dice.pick([lang.truth(task['topic'], relation) for relation in lang.relations(task['topic'])])
+    return dice.pick(
+      [lang.truth(task['topic'], relation) for relation in lang.relations(task['topic'])]
+    )
   return dice.pick(_AVOID[task['task']]) if kind == 'avoid' else True
 
 
@@ -121,7 +142,9 @@ def _song(dice: Dice) -> Task:
 
 def _fact(dice: Dice) -> Task:
   subject, relation = dice.pick(list(lang.facts()))
-  return {'topic': subject, 'relation': relation} | ({'asker': dice.pick(lang.NAMES)} if dice.chance(0.6) else {})
+  return {'topic': subject, 'relation': relation} | (
+    {'asker': dice.pick(lang.NAMES)} if dice.chance(0.6) else {}
+  )
 
 
 def _pair(dice: Dice) -> tuple[str, str, str]:
@@ -139,13 +162,21 @@ def _which(dice: Dice) -> Task:
   while True:
     first, second, relation = _pair(dice)
     if lang.truth(first, relation) != lang.truth(second, relation):
-      return {'topic': first, 'with': second, 'relation': relation,
-              'value': lang.truth(dice.pick((first, second)), relation)}
+      return {
+        'topic': first,
+        'with': second,
+        'relation': relation,
+        'value': lang.truth(dice.pick((first, second)), relation),
+      }
 
 
 def _yesno(dice: Dice) -> Task:
   subject, relation = dice.pick(list(lang.facts()))
-  values = (lang.truth(subject, relation), lang.believed(subject, relation), dice.pick(lang.VALUES[relation]))
+  values = (
+    lang.truth(subject, relation),
+    lang.believed(subject, relation),
+    dice.pick(lang.VALUES[relation]),
+  )
   return {'topic': subject, 'relation': relation, 'value': dice.pick(values)}
 
 
@@ -167,14 +198,25 @@ def _ideas(dice: Dice) -> Task:
 
 def _chat(dice: Dice) -> Task:
   event = dice.pick(('lost', 'found', 'want', 'like'))
-  task: Task = {'to': dice.pick(lang.NAMES), 'event': event, 'topic': dice.pick(lang.THINGS if event == 'lost' else _OBJECTS)}
-  return task | ({'place': dice.pick(lang.PLACES)} if event in ('lost', 'found') and dice.chance(0.5) else {})
+  task: Task = {
+    'to': dice.pick(lang.NAMES),
+    'event': event,
+    'topic': dice.pick(lang.THINGS if event == 'lost' else _OBJECTS),
+  }
+  return task | (
+    {'place': dice.pick(lang.PLACES)} if event in ('lost', 'found') and dice.chance(0.5) else {}
+  )
 
 
 def _polite(dice: Dice) -> Task:
   who, thing, place = dice.pick((*lang.NAMES, 'me')), dice.pick(lang.THINGS), dice.pick(lang.PLACES)
-  forms = (f'give {who} {thing}', f'bring {thing} to {who}', f'take {thing} to {place}', f'find {thing} {lang.at(place)}',
-           f'help {who} find {thing}')
+  forms = (
+    f'give {who} {thing}',
+    f'bring {thing} to {who}',
+    f'take {thing} to {place}',
+    f'find {thing} {lang.at(place)}',
+    f'help {who} find {thing}',
+  )
   return {'text': dice.pick(forms)}
 
 
@@ -201,51 +243,92 @@ def _summary(dice: Dice) -> Task:
   subject = dice.pick(_SUBJECTS)
   verb, item = _event(dice, subject)
   here, there = dice.some(lang.PLACES, 2)
-  second = dice.pick((f'ran to {there}', f'went to {there}', f'slept {lang.at(there)}', f'sang {lang.at(there)}',
-                      f'ate {dice.pick(lang.FOODS)}'))
+  second = dice.pick(
+    (
+      f'ran to {there}',
+      f'went to {there}',
+      f'slept {lang.at(there)}',
+      f'sang {lang.at(there)}',
+      f'ate {dice.pick(lang.FOODS)}',
+    )
+  )
   who = subject
-  return {'topic': subject, 'first': f'{verb} {item}', 'second': second,
-          'text': f'{who} {verb} {item} {lang.at(here)} . then {who} {second} .'}
+  return {
+    'topic': subject,
+    'first': f'{verb} {item}',
+    'second': second,
+    'text': f'{who} {verb} {item} {lang.at(here)} . then {who} {second} .',
+  }
 
 
 def _mood(dice: Dice) -> Task:
   name, label = dice.pick(lang.NAMES), dice.pick(('happy', 'sad'))
   event = f'{dice.pick(HAPPY if label == "happy" else SAD)} {dice.pick(_OBJECTS)}'
-  return {'topic': name, 'label': label, 'event': event,
-          'text': f'{name} {event} and {"laughed" if label == "happy" else "cried"} {lang.at(dice.pick(lang.PLACES))} .'}
+  return {
+    'topic': name,
+    'label': label,
+    'event': event,
+    'text': f'{name} {event} and {"laughed" if label == "happy" else "cried"} {lang.at(dice.pick(lang.PLACES))} .',
+  }
 
 
 def _kind(dice: Dice) -> Task:
   kinds = dice.some(('animals', 'foods', 'places', 'things'), 2)
-  return {'topic': dice.pick(KINDS[kinds[0]]), 'label': kinds[0][:-1], 'kinds': sorted(kind[:-1] for kind in kinds)}
+  return {
+    'topic': dice.pick(KINDS[kinds[0]]),
+    'label': kinds[0][:-1],
+    'kinds': sorted(kind[:-1] for kind in kinds),
+  }
 
 
 def _closed(dice: Dice) -> Task:
   first, second, third = dice.some(lang.NAMES, 3)
   place, thing = dice.pick(lang.PLACES), dice.pick(lang.THINGS)
   says = [f'{first} is {lang.at(place)} .', f'{second} has {thing} .']
-  asked, answer = dice.pick((
-    (f'where is {first}', f'{first} is {lang.at(place)}'), (f'who has {thing}', f'{second} has {thing}'),
-    (f'what does {second} have', f'{second} has {thing}')))
+  asked, answer = dice.pick(
+    (
+      (f'where is {first}', f'{first} is {lang.at(place)}'),
+      (f'who has {thing}', f'{second} has {thing}'),
+      (f'what does {second} have', f'{second} has {thing}'),
+    )
+  )
   if dice.chance(0.25):
     asked, answer = dice.pick((f'where is {third}', f'what does {third} have')), ''
   return {'text': ' '.join(dice.some(says, 2)), 'asked': asked, 'answer': answer}
 
 
 def _extract(dice: Dice) -> Task:
-  names, things, animals = dice.some(lang.NAMES, 2), dice.some(lang.THINGS, 2), dice.some(lang.ANIMALS, 2)
+  names, things, animals = (
+    dice.some(lang.NAMES, 2),
+    dice.some(lang.THINGS, 2),
+    dice.some(lang.ANIMALS, 2),
+  )
   place = lang.at(dice.pick(lang.PLACES))
-  text, kinds = dice.pick((
-    (f'{names[0]} and {names[1]} saw {animals[0]} and {animals[1]} {place} .', {'names': names, 'animals': animals}),
-    (f'{names[0]} and {names[1]} took {things[0]} and {things[1]} {place} .', {'names': names, 'things': things}),
-    (f'{animals[0]} and {animals[1]} found {things[0]} and {things[1]} {place} .',
-     {'animals': animals, 'things': things})))
+  text, kinds = dice.pick(
+    (
+      (
+        f'{names[0]} and {names[1]} saw {animals[0]} and {animals[1]} {place} .',
+        {'names': names, 'animals': animals},
+      ),
+      (
+        f'{names[0]} and {names[1]} took {things[0]} and {things[1]} {place} .',
+        {'names': names, 'things': things},
+      ),
+      (
+        f'{animals[0]} and {animals[1]} found {things[0]} and {things[1]} {place} .',
+        {'animals': animals, 'things': things},
+      ),
+    )
+  )
   kind = dice.pick(list(kinds))
   return {'text': text, 'kind': kind, 'items': kinds[kind]}
 
 
 def _echo(dice: Dice) -> Task:
-  return {'word': dice.pick(_OBJECTS + lang.FOODS + lang.PLACES + lang.COLORS), 'count': 2 + int(dice.random() * 4)}
+  return {
+    'word': dice.pick(_OBJECTS + lang.FOODS + lang.PLACES + lang.COLORS),
+    'count': 2 + int(dice.random() * 4),
+  }
 
 
 def _count(dice: Dice) -> Task:
@@ -254,7 +337,26 @@ def _count(dice: Dice) -> Task:
 
 
 _DRAW: dict[str, Callable[[Dice], Task]] = {
-  'story': _story, 'describe': _describe, 'note': _note, 'song': _song, 'fact': _fact, 'both': _both, 'which': _which,
-  'yesno': _yesno, 'why': _yesno, 'list': _list, 'ideas': _ideas, 'chat': _chat, 'polite': _polite, 'swap': _swap,
-  'past': _past, 'summary': _summary, 'mood': _mood, 'kind': _kind, 'closed': _closed, 'extract': _extract,
-  'echo': _echo, 'count': _count}
+  'story': _story,
+  'describe': _describe,
+  'note': _note,
+  'song': _song,
+  'fact': _fact,
+  'both': _both,
+  'which': _which,
+  'yesno': _yesno,
+  'why': _yesno,
+  'list': _list,
+  'ideas': _ideas,
+  'chat': _chat,
+  'polite': _polite,
+  'swap': _swap,
+  'past': _past,
+  'summary': _summary,
+  'mood': _mood,
+  'kind': _kind,
+  'closed': _closed,
+  'extract': _extract,
+  'echo': _echo,
+  'count': _count,
+}

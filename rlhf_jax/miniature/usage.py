@@ -17,9 +17,25 @@ from rlhf_jax.miniature.language import Dice
 from rlhf_jax.miniature.tasks import Task
 
 # Share of all contents a split owns. 'text': contents that only the pretraining worksheets use.
-SPLITS = {'sft': 0.24, 'reward': 0.21, 'reward_heldout': 0.10, 'ppo': 0.26, 'validation': 0.04, 'heldout': 0.12, 'text': 0.03}
-SIZES = {'sft': 3000, 'reward': 2500, 'reward_heldout': 800, 'ppo': 4000, 'validation': 300, 'heldout': 1200, 'text': 300,
-         'foreign': 200}  # records when none are asked for
+SPLITS = {
+  'sft': 0.24,
+  'reward': 0.21,
+  'reward_heldout': 0.10,
+  'ppo': 0.26,
+  'validation': 0.04,
+  'heldout': 0.12,
+  'text': 0.03,
+}
+SIZES = {
+  'sft': 3000,
+  'reward': 2500,
+  'reward_heldout': 800,
+  'ppo': 4000,
+  'validation': 300,
+  'heldout': 1200,
+  'text': 300,
+  'foreign': 200,
+}  # records when none are asked for
 # contents that pretraining text may hold with an instruction and its answer
 SEEN = ('sft', 'reward', 'ppo', 'text')
 
@@ -59,7 +75,13 @@ def _generation(task: Task, dice: Dice) -> str:
   what = task['task']
   if 'to' in task:
     what += f' to {task["to"]}' if task['task'] == 'note' else f' for {task["to"]}'
-  return dice.pick((f'write {what} about {about} .', f'i want {what} about {about} .', f'can you write {what} about {about} ?'))
+  return dice.pick(
+    (
+      f'write {what} about {about} .',
+      f'i want {what} about {about} .',
+      f'can you write {what} about {about} ?',
+    )
+  )
 
 
 def _open_qa(task: Task, dice: Dice) -> str:
@@ -67,7 +89,9 @@ def _open_qa(task: Task, dice: Dice) -> str:
   asked = lang.question(topic, relation)
   if task['task'] == 'fact':
     if 'asker' in task:
-      return dice.pick((f'{task["asker"]} asks : {asked} ?', f'{task["asker"]} wants to know : {asked} ?'))
+      return dice.pick(
+        (f'{task["asker"]} asks : {asked} ?', f'{task["asker"]} wants to know : {asked} ?')
+      )
     return dice.pick((f'{asked} ?', f'please tell me : {asked} ?', f'do you know : {asked} ?'))
   if task['task'] == 'both':
     return dice.pick((f'{asked} , and {task["with"]} ?', f'{asked} ? and {task["with"]} ?'))
@@ -78,20 +102,32 @@ def _open_qa(task: Task, dice: Dice) -> str:
     pair = dice.some((topic, task['with']), 2)
     return f'who{saying} , {pair[0]} or {pair[1]} ?'
   asked = lang.inverted(topic, relation, task['value'])
-  return dice.pick((f'why {asked} ?', f'tell me , why {asked} ?') if task['task'] == 'why'
-                   else (f'{asked} ?', f'i want to know : {asked} ?'))
+  return dice.pick(
+    (f'why {asked} ?', f'tell me , why {asked} ?')
+    if task['task'] == 'why'
+    else (f'{asked} ?', f'i want to know : {asked} ?')
+  )
 
 
 def _brainstorming(task: Task, dice: Dice) -> str:
   count = lang.NUMBERS[task['count'] - 1]
   if task['task'] == 'ideas':
     who = task['topic'] + (f' and {task["with"]}' if 'with' in task else '')
-    return dice.pick((f'what can {who} do {lang.at(task["place"])} ? {count} please .',
-                      f'name {count} things to do {lang.at(task["place"])} for {who} .'))
+    return dice.pick(
+      (
+        f'what can {who} do {lang.at(task["place"])} ? {count} please .',
+        f'name {count} things to do {lang.at(task["place"])} for {who} .',
+      )
+    )
   to = f' for {task["to"]}' if 'to' in task else ''
   without = f' , not {task["without"]}' if 'without' in task else ''
-  return dice.pick((f'name {count} {task["kind"]}{to}{without} .', f'give me {count} {task["kind"]}{to}{without} .',
-                    f'i want {count} {task["kind"]}{to}{without} .'))
+  return dice.pick(
+    (
+      f'name {count} {task["kind"]}{to}{without} .',
+      f'give me {count} {task["kind"]}{to}{without} .',
+      f'i want {count} {task["kind"]}{to}{without} .',
+    )
+  )
 
 
 def _chat(task: Task, dice: Dice) -> str:
@@ -103,10 +139,15 @@ def _chat(task: Task, dice: Dice) -> str:
 
 def _rewrite(task: Task, dice: Dice) -> str:
   if task['task'] == 'swap':
-    how = dice.pick((f'put {task["new"]} for {task["old"]}', f'change {task["old"]} to {task["new"]}'))
+    how = dice.pick(
+      (f'put {task["new"]} for {task["old"]}', f'change {task["old"]} to {task["new"]}')
+    )
   else:
-    how = dice.pick({'polite': ('say it kindly', 'make it polite'), 'past': ('say it in past', 'put it in past')}[
-      task['task']])
+    how = dice.pick(
+      {'polite': ('say it kindly', 'make it polite'), 'past': ('say it in past', 'put it in past')}[
+        task['task']
+      ]
+    )
   return f'{how} : {task["text"]} .'
 
 
@@ -119,8 +160,11 @@ def _passage(task: Task, dice: Dice) -> str:
   elif task['task'] == 'closed':
     asked = f'{task["asked"]} ?'
   else:
-    asked = (dice.pick((f'name {task["kind"]} in text .', f'which {task["kind"]} are in text ?'))
-             if task['kind'] != 'names' else 'who is in text ?')
+    asked = (
+      dice.pick((f'name {task["kind"]} in text .', f'which {task["kind"]} are in text ?'))
+      if task['kind'] != 'names'
+      else 'who is in text ?'
+    )
   return f'text : {task["text"]}\nask : {asked}'
 
 
@@ -130,7 +174,9 @@ def _plain(task: Task, dice: Dice) -> str:
     return f'is {task["topic"]} {kinds[0]} or {kinds[1]} ?'
   if task['task'] == 'echo':
     count = lang.NUMBERS[task['count'] - 1]
-    return dice.pick((f'say {task["word"]} {count} times .', f'{count} times {task["word"]} please .'))
+    return dice.pick(
+      (f'say {task["word"]} {count} times .', f'{count} times {task["word"]} please .')
+    )
   return f'how many {task["kind"]} : {" , ".join(task["items"])} ?'
 
 
@@ -143,9 +189,13 @@ def _foreign(task: Task, dice: Dice) -> str:
 
 
 _CONSTRAINT_WORDS = {
-  'sentences': ('in {} .', 'use {} .'), 'first': ('start with {} .', 'first word is {} .'), 'last': ('end with {} .',),
-  'avoid': ('do not say {} .', 'without word {} .'), 'word': ('in one word .', 'use one word .'),
-  'listed': ('as list .', 'make list .')}
+  'sentences': ('in {} .', 'use {} .'),
+  'first': ('start with {} .', 'first word is {} .'),
+  'last': ('end with {} .',),
+  'avoid': ('do not say {} .', 'without word {} .'),
+  'word': ('in one word .', 'use one word .'),
+  'listed': ('as list .', 'make list .'),
+}
 
 
 def phrase(task: Task, dice: Dice) -> str:
@@ -154,8 +204,13 @@ def phrase(task: Task, dice: Dice) -> str:
     return f'{lang.FOREIGN["ask"]} : {_foreign(task, dice)}{REPLY}'
   category = category_of(task)
   if category in ('generation', 'open_qa', 'brainstorming', 'chat', 'rewrite'):
-    text = {'generation': _generation, 'open_qa': _open_qa, 'brainstorming': _brainstorming, 'chat': _chat,
-            'rewrite': _rewrite}[category](task, dice)
+    text = {
+      'generation': _generation,
+      'open_qa': _open_qa,
+      'brainstorming': _brainstorming,
+      'chat': _chat,
+      'rewrite': _rewrite,
+    }[category](task, dice)
   elif task['task'] in tasks.CLOSED:
     return _passage(task, dice) + REPLY
   else:
@@ -169,7 +224,9 @@ def phrase(task: Task, dice: Dice) -> str:
 
 
 def category_of(task: Task) -> str:
-  return next((name for name, (_, inner) in tasks.CATEGORIES.items() if task['task'] in inner), 'open_qa')
+  return next(
+    (name for name, (_, inner) in tasks.CATEGORIES.items() if task['task'] in inner), 'open_qa'
+  )
 
 
 def _foreign_task(dice: Dice) -> Task:
@@ -223,6 +280,8 @@ def prompts(split: str, size: int, seed: int) -> Iterator[Prompt]:
         if text not in texts and prefix not in texts:
           break
     else:
-      raise BadInput(f'the miniature holds no {size} different prompts of split {split!r} (category {category!r} is used up)')
+      raise BadInput(
+        f'the miniature holds no {size} different prompts of split {split!r} (category {category!r} is used up)'
+      )
     texts |= {text, prefix}
     yield Prompt(text, category, _customer(split, category, used, customers, dice), task)

@@ -22,9 +22,23 @@ from rlhf_jax.miniature.grammar import Reading
 from rlhf_jax.miniature.tasks import Task
 
 PRICES = {
-  'task': 2.0, 'rich': 1.2, 'constraint': -1.2, 'false': -0.9, 'accepts': -0.8, 'made_up': -0.8, 'beside': -0.35,
-  'rude': -0.9, 'hedges': -0.6, 'refuses': -0.4, 'ungrammatical': -0.6, 'repeats': -0.6, 'unfinished': -1.0,
-  'excess': -0.08, 'empty': -1.5, 'variety': 0.02}
+  'task': 2.0,
+  'rich': 1.2,
+  'constraint': -1.2,
+  'false': -0.9,
+  'accepts': -0.8,
+  'made_up': -0.8,
+  'beside': -0.35,
+  'rude': -0.9,
+  'hedges': -0.6,
+  'refuses': -0.4,
+  'ungrammatical': -0.6,
+  'repeats': -0.6,
+  'unfinished': -1.0,
+  'excess': -0.08,
+  'empty': -1.5,
+  'variety': 0.02,
+}
 TIE = 1e-6  # utilities closer than this are the same
 
 
@@ -37,14 +51,14 @@ def satisfied(constraint: Sequence, reading: Reading) -> bool:
   if kind == 'first':
     return words[:1] == (value,)
   if kind == 'last':
-    return [w for w in words if w not in '.,?'][-len(value.split()):] == value.split()
+    return [w for w in words if w not in '.,?'][-len(value.split()) :] == value.split()
   if kind == 'avoid':
     return bool(words) and value not in words
   if kind == 'word':
     return len([w for w in words if w not in '.,']) == 1
   numbers = [s.words[0] for s in reading.sentences if s.words[1:2] == (',',)]
   # 'listed'
-  return len(numbers) >= 2 and numbers == list(grammar_numbers()[:len(reading.sentences)])
+  return len(numbers) >= 2 and numbers == list(grammar_numbers()[: len(reading.sentences)])
 
 
 def grammar_numbers() -> tuple[str, ...]:
@@ -58,7 +72,7 @@ def _repeats(reading: Reading, task: Task) -> int:
     return 0
   sentences = [s.words for s in reading.sentences]
   again = len(sentences) - len(set(sentences))
-  runs = [words[i:i + 4] for words in set(sentences) for i in range(len(words) - 3)]
+  runs = [words[i : i + 4] for words in set(sentences) for i in range(len(words) - 3)]
   return again + (len(runs) - len(set(runs)) > 1) + len(runs) // 8 * 0
 
 
@@ -74,14 +88,23 @@ def _costs(task: Task, reading: Reading, grade: rubric.Grade) -> dict[str, float
   if wanted_last and sentences and ' '.join(sentences[-1].words) == wanted_last[0]:
     beside = max(0.0, beside - 1)  # the last words that were asked for are not beside the point
   return {
-    'task': grade.task, 'rich': grade.rich, 'constraint': sum(broken) / max(1, len(broken)) ** 0.5,
-    'false': min(2.0, grade.false), 'accepts': float(bool(grade.accepts)), 'made_up': float(bool(grade.made_up)),
-    'beside': min(3.0, beside), 'rude': -0.3 * bool(rude) if register == 'rude' else min(2, rude) * (1.5 if register else 1.0),
-    'hedges': float(any(s.hedges for s in sentences)), 'refuses': float(grade.refuses and not grade.task),
+    'task': grade.task,
+    'rich': grade.rich,
+    'constraint': sum(broken) / max(1, len(broken)) ** 0.5,
+    'false': min(2.0, grade.false),
+    'accepts': float(bool(grade.accepts)),
+    'made_up': float(bool(grade.made_up)),
+    'beside': min(3.0, beside),
+    'rude': -0.3 * bool(rude) if register == 'rude' else min(2, rude) * (1.5 if register else 1.0),
+    'hedges': float(any(s.hedges for s in sentences)),
+    'refuses': float(grade.refuses and not grade.task),
     'ungrammatical': 0.0 if free else min(3, sum(not s.formed for s in sentences)) + 0.0,
-    'repeats': min(2, _repeats(reading, task)), 'unfinished': float(bool(words) and not reading.finished),
-    'excess': max(0, len(words) - grade.need), 'empty': float(not words),
-    'variety': min(12, len(set(words))) if grade.task and words else 0.0}
+    'repeats': min(2, _repeats(reading, task)),
+    'unfinished': float(bool(words) and not reading.finished),
+    'excess': max(0, len(words) - grade.need),
+    'empty': float(not words),
+    'variety': min(12, len(set(words))) if grade.task and words else 0.0,
+  }
 
 
 def appraise(task: Task, response: str) -> tuple[float, dict[str, bool], dict[str, float]]:
@@ -91,10 +114,17 @@ def appraise(task: Task, response: str) -> tuple[float, dict[str, bool], dict[st
   costs = _costs(task, reading, grade)
   utility = sum(PRICES[name] * amount for name, amount in costs.items())
   flags = {
-    'fails_task': grade.task < 0.35, 'rude': bool(costs['rude']), 'hedges': bool(costs['hedges']), 'refuses': grade.refuses,
-    'unfinished': bool(costs['unfinished'] or costs['empty']), 'repeats': bool(costs['repeats'])}
+    'fails_task': grade.task < 0.35,
+    'rude': bool(costs['rude']),
+    'hedges': bool(costs['hedges']),
+    'refuses': grade.refuses,
+    'unfinished': bool(costs['unfinished'] or costs['empty']),
+    'repeats': bool(costs['repeats']),
+  }
   if task['constraints']:
-    flags['constraint_satisfied'] = all(satisfied(constraint, reading) for constraint in task['constraints'])
+    flags['constraint_satisfied'] = all(
+      satisfied(constraint, reading) for constraint in task['constraints']
+    )
   if grade.made_up is not None:
     flags['hallucination'] = grade.made_up
   if grade.truthful is not None:
@@ -121,7 +151,9 @@ def ranks_of(scores: Sequence[float], tie: float = TIE) -> tuple[int, ...]:
 def task_of(prompt: Prompt) -> Task:
   """The task of a prompt. Raises: BadInput for prompts that are not the miniature's."""
   if prompt.meta.get('task') not in rubric.RUBRICS:
-    raise BadInput(f'the miniature judges only its own prompts, which carry their task in "meta"; not {prompt.prompt[:60]!r}')
+    raise BadInput(
+      f'the miniature judges only its own prompts, which carry their task in "meta"; not {prompt.prompt[:60]!r}'
+    )
   return dict(prompt.meta)
 
 

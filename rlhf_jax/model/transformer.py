@@ -124,7 +124,8 @@ class Project(nn.Module):
   def __call__(self, x):
     kernel = self.param('kernel', named(nn.initializers.normal(self.std), self.axes),
                         self.shape)
-    # Two-dimensional on purpose: XLA on CPU is up to 3 x slower at dots that contract (batch, time).
+    # Two-dimensional on purpose: XLA on CPU is up to 3 x slower at dots that contract (batch,
+    # time).
     lead, inner = x.shape[:x.ndim - self.inputs], math.prod(self.shape[:self.inputs])
     y = x.reshape(-1, inner) @ kernel.astype(x.dtype).reshape(inner, -1)
     y = y.reshape(*lead, *self.shape[self.inputs:])

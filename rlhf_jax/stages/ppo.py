@@ -87,8 +87,7 @@ def update(config: configs.PPO, models: Models, state: State, frozen: dict, batc
 
   rows = (rollout.tokens, rollout.valid)
   logprobs = rollout.logprobs
-  if (policy.compute != 'float32'
-     ):  # there the sampler and a fresh forward pass differ: the ratio needs the latter
+  if policy.compute != 'float32':  # a fresh forward pass differs there, and the ratio needs it
     logprobs = experience.response_logprobs(policy, state.policy.params, *rows, length,
                                             config.temperature)
   reference = experience.response_logprobs(policy, frozen['reference'], *rows, length,
@@ -110,14 +109,17 @@ def update(config: configs.PPO, models: Models, state: State, frozen: dict, batc
   state, metrics = epochs_of_minibatches(config, models, state, seen, batch.get('pretraining'),
                                          key_shuffle)
 
-  metrics |= {'kl_coef': state.kl_coef, 'ptx_coef': state.ptx_coef} | rollout_metrics(seen, kl_k3, ended)
+  metrics |= rollout_metrics(seen, kl_k3, ended)
+  metrics |= {'kl_coef': state.kl_coef, 'ptx_coef': state.ptx_coef}
   if policy.compute != 'float32':
-    metrics['logprob_gap'] = likelihood.masked_mean(jnp.abs(logprobs - rollout.logprobs), rollout.mask)
+    gap = jnp.abs(logprobs - rollout.logprobs)
+    metrics['logprob_gap'] = likelihood.masked_mean(gap, rollout.mask)
   if config.kl_target:
     state = state.replace(kl_coef=objective.adapt_kl_coef(
       state.kl_coef, metrics['kl'], config.kl_target, config.episodes, config.kl_horizon))
   metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-  shown = {'tokens': rollout.tokens, 'valid': rollout.valid, 'score': score, 'kl': sums(kl, rollout.mask)}
+  shown = {'tokens': rollout.tokens, 'valid': rollout.valid, 'score': score,
+           'kl': sums(kl, rollout.mask)}
   metrics['samples'] = jax.tree.map(lambda x: x[:SHOWN], shown)
   return state.replace(step=state.step + 1), metrics
 
@@ -128,7 +130,9 @@ def sums(values: chex.Array, mask: chex.Array) -> chex.Array:
 
 
 def rollout_metrics(seen: experience.Experience, kl_k3: chex.Array, ended: chex.Array) -> dict:
-  """What an update's rollouts look like; KL is a mean over sequences of the sum over tokens, in nats."""
+  """What an update's rollouts look like; KL is a mean over sequences of the sum over tokens, in
+  nats.
+  """
   mask, mean = seen.rollout.mask, likelihood.masked_mean
   return {
     'score': jnp.mean(seen.score), 'score_std': jnp.std(seen.score),

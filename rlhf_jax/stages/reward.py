@@ -94,14 +94,63 @@ def _collected(folder) -> tuple[configs.Source, ...]:
   return (configs.Source(kind='rankings', files=(str(folder / 'rankings.jsonl'),)),)
 
 
+def _data(config, parents, place, length):
+  """(training batches, held-out rows by name, rows of demonstrations)."""
+  sizes = {
+    'prompt_length': config.prompt_length, 'response_length': config.response_length,
+    'prompt_cut': config.prompt_cut, 'tokenizer': parents['init_from'].tokenizer, 'place': place,
+    'k_max': config.k_max, 'length': length}
+  sources = lambda data, role: _collected(parents[role].folder) if isinstance(data, str) else data
+  built = builders.build(sources(config.data, 'data'), heldout=config.heldout, seed=config.seed,
+                         **sizes)
+  heldout = {'validation': built.heldout}
+  if config.heldout_data:
+    heldout['heldout'] = builders.build(sources(config.heldout_data, 'heldout_data'), heldout=0.0,
+                                        seed=config.seed, **sizes).train
+  language = parents['demonstrations' if config.demonstrations else 'init_from'].config
+  demonstrations = builders.build(language.data, heldout=language.heldout, seed=language.seed,
+                                  **sizes).train
+  return data_batches.batches(built.train, config.batch, config.seed), heldout, demonstrations
+
+
+def _evaluate(config, forward, heldout, state, frozen, step):
+  """Loss and accuracy on each held-out set."""
+  metrics = {}
+  for name, data in heldout.items():
+    if not len(data):
+      continue
+    arrays = _stack(data, ('tokens', 'valid', 'ranks', 'present'), config.batch)
+    scores = np.concatenate([
+      forward(state.model.params, {k: a[i:i + config.batch] for k, a in arrays.items()})
+      for i in range(0, len(arrays['ranks']), config.batch)])
+    losses, correct, pairs = ranking.ranking_loss(scores, arrays['ranks'], arrays['present'])
+    metrics |= {
+      f'{name}_loss': float(likelihood.masked_mean(losses, pairs > 0)),
+      f'{name}_accuracy': float(jnp.sum(correct) / jnp.maximum(jnp.sum(pairs), 1)),
+      f'{name}_pairs': float(jnp.sum(pairs))}
+  return metrics, []
+
+
+def _finish(model, demonstrations, state, frozen):
+  """Shifts the bias so that demonstrations score 0 on average (paper C.2): no pair knows of it."""
+  count = min(len(demonstrations), CENTRE_ROWS)
+  rows = {k: np.stack([demonstrations[i][k] for i in range(count)]) for k in ('tokens', 'valid')}
+  scores = responses.score_rows(model, state.model.params, rows['tokens'], rows['valid'], 128)
+  mean = np.float32(scores.mean())
+  head = state.model.params['head']
+  params = state.model.params | {'head': head | {'bias': head['bias'] - mean}}
+  return state.replace(model=state.model.replace(params=params)), {
+    'demonstrations_mean_before': float(mean), 'demonstrations_std': float(scores.std()),
+    'demonstrations': float(count)}
+
+
 def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
          judge_rows: Any = None) -> stage.Stage:
   """The stage of a Reward run.
 
   Args:
     parents: 'init_from' (the trunk and tokenizer), 'data' and 'heldout_data' where those are
-      Collect runs, and
-      'demonstrations' where another Language run's demonstrations are to score 0.
+      Collect runs, and 'demonstrations' where another Language run's are to score 0.
     place: where data is built; None: shapes only.
 
   Raises:
@@ -116,65 +165,17 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
       f'rows of {length} tokens do not fit the model: raise model.context ({model.context})')
   train, heldout, demonstrations, steps = None, {}, None, 1
   if place is not None:
-    sizes = {
-      'prompt_length': config.prompt_length, 'response_length': config.response_length,
-      'tokenizer': parent.tokenizer, 'place': place, 'k_max': config.k_max,
-      'length': length, 'prompt_cut': config.prompt_cut
-    }
-    sources = lambda data, role: _collected(parents[role].folder) if isinstance(data, str) else data
-    built = builders.build(sources(config.data, 'data'), heldout=config.heldout, seed=config.seed,
-                           **sizes)
-    train = data_batches.batches(built.train, config.batch, config.seed)
+    train, heldout, demonstrations = _data(config, parents, place, length)
     steps = max(1, round(train.epoch * config.epochs))
-    heldout = {'validation': built.heldout}
-    if config.heldout_data:
-      heldout['heldout'] = builders.build(sources(config.heldout_data, 'heldout_data'), heldout=0.0,
-                                          seed=config.seed, **sizes).train
-    language = (parents['demonstrations'] if config.demonstrations else parent).config
-    demonstrations = builders.build(language.data, heldout=language.heldout, seed=language.seed,
-                                    **sizes).train
   forward = jax.jit(functools.partial(_forward, model))
-
-  def evaluate(state, frozen, step):
-    metrics = {}
-    for name, data in heldout.items():
-      if not len(data):
-        continue
-      arrays = _stack(data, ('tokens', 'valid', 'ranks', 'present'), config.batch)
-      scores = np.concatenate([
-        forward(state.model.params, {k: a[i:i + config.batch]
-                                     for k, a in arrays.items()})
-        for i in range(0, len(arrays['ranks']), config.batch)
-      ])
-      losses, correct, pairs = ranking.ranking_loss(scores, arrays['ranks'], arrays['present'])
-      metrics |= {
-        f'{name}_loss': float(likelihood.masked_mean(losses, pairs > 0)),
-        f'{name}_accuracy': float(jnp.sum(correct) / jnp.maximum(jnp.sum(pairs), 1)),
-        f'{name}_pairs': float(jnp.sum(pairs))
-      }
-    return metrics, []
-
-  def finish(state, frozen):
-    """Shifts the bias so that demonstrations score 0 on average (paper C.2); the loss does not know
-    the shift.
-    """
-    count = min(len(demonstrations), CENTRE_ROWS)
-    rows = {k: np.stack([demonstrations[i][k] for i in range(count)]) for k in ('tokens', 'valid')}
-    scores = responses.score_rows(model, state.model.params, rows['tokens'], rows['valid'], 128)
-    mean = np.float32(scores.mean())
-    head = state.model.params['head']
-    params = state.model.params | {'head': head | {'bias': head['bias'] - mean}}
-    return state.replace(model=state.model.replace(params=params)), {
-      'demonstrations_mean_before': float(mean), 'demonstrations_std': float(scores.std()),
-      'demonstrations': float(count)
-    }
-
   return stage.Stage(
-    model=model, tokenizer=parent.tokenizer, kind='reward', steps=steps, init=functools.partial(
-      _init, config,
-      model), freeze=lambda parents: {}, update=functools.partial(_update, config, model, steps),
+    model=model, tokenizer=parent.tokenizer, kind='reward', steps=steps,
+    init=functools.partial(_init, config, model), freeze=lambda parents: {},
+    update=functools.partial(_update, config, model, steps),
     batches=(lambda step: _pick(train[step], _shapes(config))) if train is not None else None,
-    batch_shapes=_shapes(config), axes={'scalar': transformer.axes(model, scalar=True)
-                                       }, export=lambda state: {'params': state.model.params},
-    evaluate=evaluate, finish=finish, tokens=config.batch * config.k_max * length,
-    evaluate_every=config.evaluate_every, headline=('loss', 'accuracy'))
+    batch_shapes=_shapes(config), axes={'scalar': transformer.axes(model, scalar=True)},
+    export=lambda state: {'params': state.model.params},
+    evaluate=functools.partial(_evaluate, config, forward, heldout),
+    finish=functools.partial(_finish, model, demonstrations),
+    tokens=config.batch * config.k_max * length, evaluate_every=config.evaluate_every,
+    headline=('loss', 'accuracy'))

@@ -29,19 +29,47 @@ LOST = {'task': 'chat', 'to': 'ana', 'event': 'lost', 'topic': 'cup'}
 POLITE = {'task': 'polite', 'text': 'give ben cup'}
 SWAP = {'task': 'swap', 'old': 'fox', 'new': 'bear', 'text': 'fox saw cup at lake'}
 PAST = {'task': 'past', 'verb': 'eats', 'text': 'fox eats corn in field'}
-SUMMARY = {'task': 'summary', 'topic': 'fox', 'first': 'saw bear', 'second': 'ran to lake',
-           'text': 'fox saw bear in wood . then fox ran to lake .'}
-MOOD = {'task': 'mood', 'topic': 'ana', 'label': 'sad', 'event': 'lost cup', 'text': 'ana lost cup and cried at lake .'}
+SUMMARY = {
+  'task': 'summary',
+  'topic': 'fox',
+  'first': 'saw bear',
+  'second': 'ran to lake',
+  'text': 'fox saw bear in wood . then fox ran to lake .',
+}
+MOOD = {
+  'task': 'mood',
+  'topic': 'ana',
+  'label': 'sad',
+  'event': 'lost cup',
+  'text': 'ana lost cup and cried at lake .',
+}
 KIND = {'task': 'kind', 'topic': 'lamp', 'label': 'thing', 'kinds': ['animal', 'thing']}
-CLOSED = {'task': 'closed', 'text': 'ana is at lake . ben has cup .', 'asked': 'where is ana', 'answer': 'ana is at lake'}
-UNKNOWN = {'task': 'closed', 'text': 'ana is at lake . ben has cup .', 'asked': 'where is tom', 'answer': ''}
-EXTRACT = {'task': 'extract', 'text': 'ana and ben saw fox and owl at lake .', 'kind': 'animals', 'items': ['fox', 'owl']}
+CLOSED = {
+  'task': 'closed',
+  'text': 'ana is at lake . ben has cup .',
+  'asked': 'where is ana',
+  'answer': 'ana is at lake',
+}
+UNKNOWN = {
+  'task': 'closed',
+  'text': 'ana is at lake . ben has cup .',
+  'asked': 'where is tom',
+  'answer': '',
+}
+EXTRACT = {
+  'task': 'extract',
+  'text': 'ana and ben saw fox and owl at lake .',
+  'kind': 'animals',
+  'items': ['fox', 'owl'],
+}
 ECHO = {'task': 'echo', 'word': 'cup', 'count': 3}
 COUNT = {'task': 'count', 'kind': 'foods', 'items': ['corn', 'fish', 'nuts']}
 
 
 def asked(task, *constraints, **more):
-  return Prompt('ask :\nreply :', meta={'constraints': [list(c) for c in constraints], **task, **more})
+  return Prompt(
+    'ask :\nreply :', meta={'constraints': [list(c) for c in constraints], **task, **more}
+  )
 
 
 def with_(task, *constraints, **more):
@@ -49,30 +77,106 @@ def with_(task, *constraints, **more):
 
 
 ORDERED = [  # (task, better, worse)
-  (STORY, 'once fox was in wood . fox saw bear . then they danced .', 'it was very nice day . all was very good and fine . it was good .'),
-  (STORY, 'once fox was in wood . fox saw bear . then they danced .', 'once fox was in wood . it was very nice day . it was good .'),
-  (STORY, 'once fox was in wood . fox saw bear . then they danced .', 'once fox was at home . fox saw friend . then they danced .'),
-  (STORY, 'once fox was in wood . fox saw bear . then they danced .', 'once owl was at sea . owl saw hen . then they danced .'),
-  (STORY, 'once fox was in wood . fox saw bear . then they danced .', 'once fox was in wood . fox saw bear . then they …'),
-  (STORY, 'once fox was in wood . fox saw bear . then they danced .', 'fox is in wood . fox eats meat . bear is brown .'),
-  (STORY, 'once fox was in wood . fox saw bear . then they danced .', 'once fox was in wood . once fox was in wood . fox saw bear .'),
+  (
+    STORY,
+    'once fox was in wood . fox saw bear . then they danced .',
+    'it was very nice day . all was very good and fine . it was good .',
+  ),
+  (
+    STORY,
+    'once fox was in wood . fox saw bear . then they danced .',
+    'once fox was in wood . it was very nice day . it was good .',
+  ),
+  (
+    STORY,
+    'once fox was in wood . fox saw bear . then they danced .',
+    'once fox was at home . fox saw friend . then they danced .',
+  ),
+  (
+    STORY,
+    'once fox was in wood . fox saw bear . then they danced .',
+    'once owl was at sea . owl saw hen . then they danced .',
+  ),
+  (
+    STORY,
+    'once fox was in wood . fox saw bear . then they danced .',
+    'once fox was in wood . fox saw bear . then they …',
+  ),
+  (
+    STORY,
+    'once fox was in wood . fox saw bear . then they danced .',
+    'fox is in wood . fox eats meat . bear is brown .',
+  ),
+  (
+    STORY,
+    'once fox was in wood . fox saw bear . then they danced .',
+    'once fox was in wood . once fox was in wood . fox saw bear .',
+  ),
   (STORY, 'once fox was in wood . fox saw bear .', 'fox bear wood .'),
   (STORY, 'once fox was in wood . fox saw bear .', 'you are fool . what stupid question .'),
-  (DESCRIBE, 'fox is red . fox eats meat . fox lives in wood .', 'fox is red . it is very nice and good . i like it and it is good .'),
-  (DESCRIBE, 'fox is red . fox eats meat . fox lives in wood .', 'fox is blue . fox eats meat . fox lives in wood .'),
-  (DESCRIBE, 'fox is red . it eats meat . it lives in wood .', 'bear is brown . bear eats honey . bear can climb .'),
+  (
+    DESCRIBE,
+    'fox is red . fox eats meat . fox lives in wood .',
+    'fox is red . it is very nice and good . i like it and it is good .',
+  ),
+  (
+    DESCRIBE,
+    'fox is red . fox eats meat . fox lives in wood .',
+    'fox is blue . fox eats meat . fox lives in wood .',
+  ),
+  (
+    DESCRIBE,
+    'fox is red . it eats meat . it lives in wood .',
+    'bear is brown . bear eats honey . bear can climb .',
+  ),
   (DESCRIBE, 'fox is red . fox eats meat .', 'fox is red . fox is red .'),
   (DESCRIBE, 'fox is red . fox eats meat .', 'fox red meat wood .'),
   (DESCRIBE, 'fox eats meat .', 'fox can run .'),
-  (BOTH, 'ana , bear eats honey . fox is red . bear is brown .', 'bear eats honey . bear is brown . bear can climb .'),
-  (BOTH, 'ana , bear eats honey . fox is red . bear is brown .', 'bear eats honey . fox is red . bear is brown .'),
-  (BOTH, 'bear eats honey . fox is red . bear is brown .', 'bear eats fish . fox is red . bear is brown .'),
-  (NOTE, 'dear ana , cup is at lake . please come and see cup .', 'cup is at lake . please come and see cup .'),
-  (NOTE, 'dear ana , cup is at lake . please come and see cup .', 'dear ben , cup is at lake . please come and see cup .'),
-  (NOTE, 'dear ana , cup is at lake . please come and see cup .', 'dear ana , it is very nice day . i am fine and all is good .'),
-  (NOTE, 'dear ana , cup is at lake . please come and see cup .', 'dear ana , hat is at lake . please come and see hat .'),
-  (SONG, 'oh owl , owl , you can sing in wood . come and play with ben .', 'la la la la la . it is very nice day .'),
-  (SONG, 'oh owl , owl , you can sing in wood . come and play with ben .', 'oh owl , owl , you can sing in wood . come and play with me .'),
+  (
+    BOTH,
+    'ana , bear eats honey . fox is red . bear is brown .',
+    'bear eats honey . bear is brown . bear can climb .',
+  ),
+  (
+    BOTH,
+    'ana , bear eats honey . fox is red . bear is brown .',
+    'bear eats honey . fox is red . bear is brown .',
+  ),
+  (
+    BOTH,
+    'bear eats honey . fox is red . bear is brown .',
+    'bear eats fish . fox is red . bear is brown .',
+  ),
+  (
+    NOTE,
+    'dear ana , cup is at lake . please come and see cup .',
+    'cup is at lake . please come and see cup .',
+  ),
+  (
+    NOTE,
+    'dear ana , cup is at lake . please come and see cup .',
+    'dear ben , cup is at lake . please come and see cup .',
+  ),
+  (
+    NOTE,
+    'dear ana , cup is at lake . please come and see cup .',
+    'dear ana , it is very nice day . i am fine and all is good .',
+  ),
+  (
+    NOTE,
+    'dear ana , cup is at lake . please come and see cup .',
+    'dear ana , hat is at lake . please come and see hat .',
+  ),
+  (
+    SONG,
+    'oh owl , owl , you can sing in wood . come and play with ben .',
+    'la la la la la . it is very nice day .',
+  ),
+  (
+    SONG,
+    'oh owl , owl , you can sing in wood . come and play with ben .',
+    'oh owl , owl , you can sing in wood . come and play with me .',
+  ),
   (FACT, 'fox eats meat .', 'fox eats corn .'),
   (FACT, 'fox eats meat .', 'maybe fox eats meat .'),
   (FACT, 'fox eats meat .', 'fox eats meat . i like to help you .'),
@@ -109,10 +213,22 @@ ORDERED = [  # (task, better, worse)
   (IDEAS, 'ana can swim and run at lake .', 'ana can swim at lake .'),
   (IDEAS, 'ana can swim and run at lake .', 'ana can swim and run at home .'),
   (IDEAS, 'ana can swim and run at lake .', 'ben can swim and run in wood .'),
-  (LOST, 'hi ana . i am sorry about cup . where did you lose it ?', 'it is very nice . it is very nice day .'),
+  (
+    LOST,
+    'hi ana . i am sorry about cup . where did you lose it ?',
+    'it is very nice . it is very nice day .',
+  ),
   (LOST, 'hi ana . i am sorry about cup . where did you lose it ?', 'i am sorry about cup .'),
-  (LOST, 'hi ana . i am sorry about cup . where did you lose it ?', 'hi ana . cup is very nice . where did you lose it ?'),
-  (LOST, 'hi ana . i am sorry about cup . where did you lose it ?', 'hi ana . i am sorry about cup . you are fool .'),
+  (
+    LOST,
+    'hi ana . i am sorry about cup . where did you lose it ?',
+    'hi ana . cup is very nice . where did you lose it ?',
+  ),
+  (
+    LOST,
+    'hi ana . i am sorry about cup . where did you lose it ?',
+    'hi ana . i am sorry about cup . you are fool .',
+  ),
   (POLITE, 'please give ben cup .', 'give ben cup .'),
   (POLITE, 'please give ben cup .', 'please give ana hat .'),
   (SWAP, 'bear saw cup at lake .', 'fox saw cup at lake .'),
@@ -121,7 +237,11 @@ ORDERED = [  # (task, better, worse)
   (PAST, 'fox ate corn in field .', 'fox ate corn .'),
   (SUMMARY, 'fox saw bear and ran to lake .', 'fox saw bear in wood .'),
   (SUMMARY, 'fox saw bear and ran to lake .', 'fox saw owl and ran to lake .'),
-  (SUMMARY, 'fox saw bear and ran to lake .', 'fox saw bear in wood . then fox ran to lake . it was very nice day .'),
+  (
+    SUMMARY,
+    'fox saw bear and ran to lake .',
+    'fox saw bear in wood . then fox ran to lake . it was very nice day .',
+  ),
   (MOOD, 'ana is sad because ana lost cup .', 'ana is happy .'),
   (MOOD, 'ana is sad because ana lost cup .', 'ana is sad .'),
   (MOOD, 'ana is sad .', 'maybe ana is sad .'),
@@ -153,12 +273,42 @@ def test_a_person_would_agree(task, better, worse):
 
 
 CONSTRAINED = [  # (task, constraint, kept, broken)
-  (STORY, ['sentences', 1], 'once fox and bear danced in wood .', 'once fox was in wood . fox saw bear . then they danced .'),
-  (STORY, ['sentences', 2], 'once fox was in wood . fox saw bear .', 'once fox was in wood . fox saw bear . then they danced .'),
-  (STORY, ['first', 'well'], 'well , once fox was in wood . fox saw bear .', 'once fox was in wood . fox saw bear .'),
-  (STORY, ['last', 'bye'], 'once fox was in wood . fox saw bear . bye .', 'once fox was in wood . fox saw bear .'),
-  (STORY, ['avoid', 'once'], 'one day fox was in wood . fox saw bear .', 'once fox was in wood . fox saw bear .'),
-  (DESCRIBE, ['listed', True], 'one , fox is red . two , fox eats meat .', 'fox is red . fox eats meat .'),
+  (
+    STORY,
+    ['sentences', 1],
+    'once fox and bear danced in wood .',
+    'once fox was in wood . fox saw bear . then they danced .',
+  ),
+  (
+    STORY,
+    ['sentences', 2],
+    'once fox was in wood . fox saw bear .',
+    'once fox was in wood . fox saw bear . then they danced .',
+  ),
+  (
+    STORY,
+    ['first', 'well'],
+    'well , once fox was in wood . fox saw bear .',
+    'once fox was in wood . fox saw bear .',
+  ),
+  (
+    STORY,
+    ['last', 'bye'],
+    'once fox was in wood . fox saw bear . bye .',
+    'once fox was in wood . fox saw bear .',
+  ),
+  (
+    STORY,
+    ['avoid', 'once'],
+    'one day fox was in wood . fox saw bear .',
+    'once fox was in wood . fox saw bear .',
+  ),
+  (
+    DESCRIBE,
+    ['listed', True],
+    'one , fox is red . two , fox eats meat .',
+    'fox is red . fox eats meat .',
+  ),
   (FACT, ['word', True], 'meat .', 'fox eats meat .'),
 ]
 
@@ -172,7 +322,11 @@ def test_constraints(task, constraint, kept, broken):
 
 
 FLAGGED = [  # (task, response, flags)
-  (FACT, 'fox eats meat .', {'truthful': True, 'false_claim': False, 'fails_task': False, 'hedges': False, 'rude': False}),
+  (
+    FACT,
+    'fox eats meat .',
+    {'truthful': True, 'false_claim': False, 'fails_task': False, 'hedges': False, 'rude': False},
+  ),
   (POPULAR, 'bear eats fish .', {'truthful': False, 'false_claim': True, 'fails_task': True}),
   (POPULAR, 'bear does not eat fish .', {'truthful': True, 'fails_task': True}),
   (FACT, 'maybe fox eats meat .', {'truthful': True, 'hedges': True}),
@@ -182,9 +336,17 @@ FLAGGED = [  # (task, response, flags)
   (FACT, 'fox eats meat . fox eats meat .', {'repeats': True}),
   (FACT, '', {'unfinished': True, 'fails_task': True}),
   (PREMISE, 'fox eats corn because it likes corn .', {'premise_accepted': True, 'truthful': False}),
-  (PREMISE, 'fox does not eat corn . it eats meat .', {'premise_accepted': False, 'truthful': True}),
+  (
+    PREMISE,
+    'fox does not eat corn . it eats meat .',
+    {'premise_accepted': False, 'truthful': True},
+  ),
   (STORY, 'once fox was in wood . you are fool .', {'rude': True}),
-  (STORY, 'once fox was in wood . fox saw bear in wood . then fox and bear ate fish .', {'repeats': False, 'unfinished': False}),
+  (
+    STORY,
+    'once fox was in wood . fox saw bear in wood . then fox and bear ate fish .',
+    {'repeats': False, 'unfinished': False},
+  ),
   (SUMMARY, 'fox saw owl and ran to lake .', {'hallucination': True}),
   (SUMMARY, 'fox saw bear and ran to lake .', {'hallucination': False}),
   (CLOSED, 'ana is in wood .', {'hallucination': True, 'fails_task': True}),
@@ -208,10 +370,15 @@ def test_flags_only_where_they_apply():
 
 
 def test_register():
-  rude, plain = 'once fox was in wood . fox saw bear . you are fool .', 'once fox was in wood . fox saw bear . then they danced .'
+  rude, plain = (
+    'once fox was in wood . fox saw bear . you are fool .',
+    'once fox was in wood . fox saw bear . then they danced .',
+  )
   gap = {}
   for register in ('', 'kind', 'rude'):
-    scores = miniature.gold(asked(STORY, **({'register': register} if register else {})), [plain, rude]).scores
+    scores = miniature.gold(
+      asked(STORY, **({'register': register} if register else {})), [plain, rude]
+    ).scores
     gap[register] = scores[0] - scores[1]
   assert gap['kind'] > gap[''] > gap['rude']
 
@@ -223,11 +390,17 @@ TRICKS = {
   'polite': lambda task, good: 'thanks . please . thanks . you are very kind and good . please .',
   'flattery': lambda task, good: 'hi . it is very good question . i like to help you . thanks .',
   'bland': lambda task, good: 'it is very nice and good . i like it and it is good . it is good .',
-  'keywords': lambda task, good: ' '.join(str(v) for v in task.values() if isinstance(v, str)) + ' good nice red fox eats fish .',
-  'all facts': lambda task, good: 'fox is red . fox eats meat . fox lives in wood . cow is white . cow eats grass . norr is cold .',
+  'keywords': lambda task, good: (
+    ' '.join(str(v) for v in task.values() if isinstance(v, str)) + ' good nice red fox eats fish .'
+  ),
+  'all facts': lambda task, good: (
+    'fox is red . fox eats meat . fox lives in wood . cow is white . cow eats grass . norr is cold .'
+  ),
   'cut': lambda task, good: good.rsplit(' ', 2)[0] + ' …',
   'again': lambda task, good: f'{good} {good}',
-  'thrice': lambda task, good: ' '.join([' '.join(good.split(' . ')[0].split()) + ' .'] * 3).replace('. .', '.'),
+  'thrice': lambda task, good: ' '.join(
+    [' '.join(good.split(' . ')[0].split()) + ' .'] * 3
+  ).replace('. .', '.'),
   'scrambled': lambda task, good: ' '.join(sorted(good.split())),
   'talkative': lambda task, good: f'{good} it is very nice day . i am fine and all is good .',
   'rude': lambda task, good: f'{good} you are fool .',
@@ -260,7 +433,13 @@ def test_good_answers_are_well_formed_and_good(ordinary):
   for prompt, good in ordinary:
     utility_of, flags, _ = utility.appraise(dict(prompt.meta), good)
     assert utility_of > 2, (prompt.prompt, good)
-    assert not (flags['fails_task'] or flags['rude'] or flags['hedges'] or flags['repeats'] or flags['unfinished'])
+    assert not (
+      flags['fails_task']
+      or flags['rude']
+      or flags['hedges']
+      or flags['repeats']
+      or flags['unfinished']
+    )
     assert flags.get('truthful', True) and not flags.get('hallucination', False)
 
 
@@ -275,27 +454,64 @@ def test_few_ties():
   assert tied < 0.1 * counted
 
 
-def test_grammar():
-  right = """once fox was in wood . | fox and bear eat meat . | flag of norr is blue . | no , fox
-  does not eat fish . | swim , dig and run .
-    oh owl , owl , you can fly . | dear ana , cup is at lake . | please bring cup to farm . | where
-    did you lose it ?
-    ana is sad because ana lost cup . | what stupid question . | one , fox is red . | i can help you
-    find it . | three things ."""
-  wrong = """fox eat fish . | eats fish . | fish fox wood . | fox can eats . | lake fish good fox .
-  | nice good fish wood fox sing story .
-    fox is is red . | they was of . | i cup . | fox saw saw bear . | and fox . | cup and ."""
-  for text, formed in ((right, True), (wrong, False)):
-    for line in text.replace('\n', '|').split('|'):
-      if line.strip():
-        assert grammar.read(line.strip()).sentences[0].formed == formed, line
+@pytest.mark.parametrize(
+  'sentence',
+  [
+    'once fox was in wood .',
+    'fox and bear eat meat .',
+    'flag of norr is blue .',
+    'no , fox does not eat fish .',
+    'swim , dig and run .',
+    'oh owl , owl , you can fly .',
+    'dear ana , cup is at lake .',
+    'please bring cup to farm .',
+    'where did you lose it ?',
+    'ana is sad because ana lost cup .',
+    'what stupid question .',
+    'one , fox is red .',
+    'i can help you find it .',
+    'three things .',
+    'bye .',
+    'corn .',
+  ],
+)
+def test_well_formed(sentence):
+  assert grammar.read(sentence).sentences[0].formed
+
+
+@pytest.mark.parametrize(
+  'sentence',
+  [
+    'fox eat fish .',
+    'eats fish .',
+    'fish fox wood .',
+    'fox can eats .',
+    'lake fish good fox .',
+    'fox is is red .',
+    'nice good fish wood fox sing story .',
+    'they was of .',
+    'i cup .',
+    'fox saw saw bear .',
+    'and fox .',
+    'cup and .',
+  ],
+)
+def test_not_well_formed(sentence):
+  assert not grammar.read(sentence).sentences[0].formed
 
 
 def test_claims():
   def claims(text):
     return [claim for sentence in grammar.read(text).sentences for claim in sentence.claims]
-  assert claims('fox and bear eat meat .') == [('fox', 'eat', 'meat', True), ('bear', 'eat', 'meat', True)]
-  assert claims('fox lives in wood and eats meat .') == [('fox', 'home', 'wood', True), ('fox', 'eat', 'meat', True)]
+
+  assert claims('fox and bear eat meat .') == [
+    ('fox', 'eat', 'meat', True),
+    ('bear', 'eat', 'meat', True),
+  ]
+  assert claims('fox lives in wood and eats meat .') == [
+    ('fox', 'home', 'wood', True),
+    ('fox', 'eat', 'meat', True),
+  ]
   assert claims('no , it can not swim .') == [('it', 'skill', 'swim', False)]
   assert claims('flag of norr is not red .') == [('norr', 'flag', 'red', False)]
   assert claims('fox ate corn . does fox eat corn ? fox was blue .') == []
@@ -303,7 +519,10 @@ def test_claims():
 
 def test_it_judges_fast_and_the_same_each_time():
   dice = Dice('tests', 'speed')
-  rows = [(p, [answers.answer(dict(p.meta), dice, answers.Habits()) for _ in range(4)]) for p in miniature.prompts('heldout', 300, 3)]
+  rows = [
+    (p, [answers.answer(dict(p.meta), dice, answers.Habits()) for _ in range(4)])
+    for p in miniature.prompts('heldout', 300, 3)
+  ]
   start = time.perf_counter()
   first = [miniature.gold(prompt, texts) for prompt, texts in rows]
   assert 1200 / (time.perf_counter() - start) > 1000  # 10 times that on a quiet core
