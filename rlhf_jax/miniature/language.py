@@ -195,62 +195,6 @@ def falsehoods() -> dict[tuple[str, str], str]:
   return {(words[i], words[i + 1]): words[i + 2] for i in range(0, len(words), 3)}
 
 
-ANIMALS = tuple(FOREIGN)[:10]
-
-
-class Dice(random.Random):
-  """A stream of choices that is the same on every machine and Python: only `random()` is drawn
-  from, seeded by a text.
-  """
-
-  def __init__(self, *seed: object):
-    super().__init__(int.from_bytes(hashlib.sha256(repr(seed).encode()).digest()[:8], 'big'))
-
-  def pick(self, items: Sequence[T]) -> T:
-    return items[int(self.random() * len(items))]
-
-  def chance(self, probability: float) -> bool:
-    return self.random() < probability
-
-  def some(self, items: Sequence[T], count: int) -> list[T]:
-    """`count` different items, in random order."""
-    left = list(items)
-    return [left.pop(int(self.random() * len(left))) for _ in range(min(count, len(left)))]
-
-  def weighted(self, items: Sequence[tuple[T, float]]) -> T:
-    """One of (item, weight) pairs in proportion to the weights."""
-    left = self.random() * sum(weight for _, weight in items)
-    for item, weight in items:
-      left -= weight
-      if left < 0:
-        return item
-    return items[-1][0]
-
-
-def unit(*key: object) -> float:
-  """A number in [0, 1) that depends on `key` alone, the same everywhere."""
-  return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:7], 'big') / 2**56
-
-
-@functools.cache
-def facts() -> dict[tuple[str, str], str]:
-  """(subject, relation) → true value: all that is known of animals and lands."""
-  rows = [(row.split(), 'animal') for row in _ANIMALS.strip().splitlines()]
-  rows += [(row.split(), 'land') for row in _LANDS.strip().splitlines()]
-  return {
-    (row[0], relation): value
-    for row, kind in rows
-    for relation, value in zip(RELATIONS[kind], row[1:], strict=True)
-  }
-
-
-@functools.cache
-def falsehoods() -> dict[tuple[str, str], str]:
-  """(subject, relation) → the value most people believe, where that is not the true one."""
-  entries = (entry.split() for entry in _POPULAR.replace('\n', '|').strip('|').split('|'))
-  return {(subject, relation): value for subject, relation, value in entries}
-
-
 ANIMALS = tuple(row.split()[0] for row in _ANIMALS.strip().splitlines())
 LANDS = tuple(row.split()[0] for row in _LANDS.strip().splitlines())
 FOREIGN_FACTS = tuple(
