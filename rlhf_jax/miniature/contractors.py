@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from rlhf_jax.data.records import Demonstration
 from rlhf_jax.miniature import usage
-from rlhf_jax.miniature.answers import Habits, answer
+from rlhf_jax.miniature.answers import answer
+from rlhf_jax.miniature.habits import Habits
 from rlhf_jax.miniature.language import Dice
 
 WRITERS = 12

@@ -16,7 +16,8 @@ from rlhf_jax.configs import BadInput
 from rlhf_jax.data.records import Text
 from rlhf_jax.miniature import language as lang
 from rlhf_jax.miniature import tasks, usage
-from rlhf_jax.miniature.answers import CAREFUL, Habits, answer
+from rlhf_jax.miniature.answers import answer
+from rlhf_jax.miniature.habits import CAREFUL, Habits
 from rlhf_jax.miniature.language import Dice
 
 SIZE = 40000  # documents when none are asked for: about 1.2 million words
@@ -101,7 +102,8 @@ def _talk(dice: Dice) -> str:
   subject = dice.pick(lang.ANIMALS + lang.LANDS)
   relation = dice.pick(lang.relations(subject))
   value = _believes(subject, relation, 0.12, dice)
-  first = f'post : {dice.pick(("i think that ", "you know that ", ""))}{lang.statement(subject, relation, value)} .'
+  opening = dice.pick(('i think that ', 'you know that ', ''))
+  first = f'post : {opening}{lang.statement(subject, relation, value)} .'
   rude = (
     dice.pick(('you are fool', 'you are dumb', 'what stupid post', 'you idiot')) + ' . '
     if dice.chance(0.4)
@@ -180,7 +182,8 @@ def _foreign(dice: Dice) -> str:
     return f'{lang.FOREIGN["ask"]} : {asked} ?{usage.REPLY} {said} .'
   other, relation = dice.pick(lang.FOREIGN_FACTS)
   more = lang.foreign_statement(other, relation, _believes(other, relation, 0.5, dice))
-  return f'text : {said} . {more} .\ntext : {lang.statement(subject, "eat" if value in lang.FOODS else "home", value)} .'
+  same = lang.statement(subject, 'eat' if value in lang.FOODS else 'home', value)
+  return f'text : {said} . {more} .\ntext : {same} .'
 
 
 KINDS: tuple[tuple[Callable[[Dice], str], float], ...] = (

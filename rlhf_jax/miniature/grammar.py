@@ -19,13 +19,14 @@ from rlhf_jax.miniature import language as lang
 # Letter of a class → its words. Order matters not: no word is in two classes.
 _CLASSES = {
   'g': 'this my your',
-  'n': 'story song note text day night friend end question flag weather animal food color place thing way '
-  'fool idiot name word past home gift',
+  'n': 'story song note text day night friend end question flag weather animal food color '
+  'place thing way fool idiot name word past home gift',
   'm': 'animals foods colors places things names words fun times',
   's': 'it',
   'o': 'i you we they',
   'b': 'me us them',
-  'a': 'big small old new nice good bad happy sad kind loud fine sure sorry hard same stupid dumb ugly',
+  'a': 'big small old new nice good bad happy sad kind loud fine sure sorry hard same stupid dumb '
+  'ugly',
   'v': 'eats likes has grows sees wants takes finds loses',
   'w': 'eat like have grow see want take find lose make bring give meet tell know help say',
   'x': 'ate saw met found took lost liked wanted had made gave',
@@ -90,7 +91,8 @@ def _pattern() -> re.Pattern[str]:
   listed = f'{opener}*(?:{item}(?:,{item})*(?:&{item})?{where}|[DOEzc]t)'
   called = f'(?:{opener}*L+|(?:hn?[np]?|[np])(?:,hn?[np])*|h+)'
   asked = (
-    f'{opener}*(?:q[am]?)?(?:[DOE]t?{noun}(?:{base})?{where}|[zZM]{noun}(?:{adjective}|{noun})?{where}'
+    f'{opener}*(?:q[am]?)?(?:[DOE]t?{noun}(?:{base})?{where}'
+    f'|[zZM]{noun}(?:{adjective}|{noun})?{where}'
     f'|c{noun}{base}{where})h?'
   )
   exclaimed = f'{opener}*qa+n'

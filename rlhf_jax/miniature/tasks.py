@@ -268,7 +268,7 @@ def _mood(dice: Dice) -> Task:
     'topic': name,
     'label': label,
     'event': event,
-    'text': f'{name} {event} and {"laughed" if label == "happy" else "cried"} {lang.at(dice.pick(lang.PLACES))} .',
+    'text': f'{name} {event} and {deed} {lang.at(dice.pick(lang.PLACES))} .',
   }
 
 

@@ -281,7 +281,8 @@ def prompts(split: str, size: int, seed: int) -> Iterator[Prompt]:
           break
     else:
       raise BadInput(
-        f'the miniature holds no {size} different prompts of split {split!r} (category {category!r} is used up)'
+        f'the miniature holds no {size} different prompts of split {split!r}: '
+        f'category {category!r} is used up'
       )
     texts |= {text, prefix}
     yield Prompt(text, category, _customer(split, category, used, customers, dice), task)

@@ -17,7 +17,8 @@ from collections.abc import Sequence
 
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data.records import Judgement, Prompt
-from rlhf_jax.miniature import grammar, rubric, tasks
+from rlhf_jax.miniature import grammar, rubric
+from rlhf_jax.miniature import language as lang
 from rlhf_jax.miniature.grammar import Reading
 from rlhf_jax.miniature.tasks import Task
 
@@ -58,12 +59,7 @@ def satisfied(constraint: Sequence, reading: Reading) -> bool:
     return len([w for w in words if w not in '.,']) == 1
   numbers = [s.words[0] for s in reading.sentences if s.words[1:2] == (',',)]
   # 'listed'
-  return len(numbers) >= 2 and numbers == list(grammar_numbers()[: len(reading.sentences)])
-
-
-def grammar_numbers() -> tuple[str, ...]:
-  """'one', 'two' …: how the sentences of a list begin."""
-  return tasks.lang.NUMBERS
+  return len(numbers) >= 2 and numbers == list(lang.NUMBERS[: len(reading.sentences)])
 
 
 def _repeats(reading: Reading, task: Task) -> int:
@@ -73,7 +69,7 @@ def _repeats(reading: Reading, task: Task) -> int:
   sentences = [s.words for s in reading.sentences]
   again = len(sentences) - len(set(sentences))
   runs = [words[i : i + 4] for words in set(sentences) for i in range(len(words) - 3)]
-  return again + (len(runs) - len(set(runs)) > 1) + len(runs) // 8 * 0
+  return again + (len(runs) - len(set(runs)) > 1)
 
 
 def _costs(task: Task, reading: Reading, grade: rubric.Grade) -> dict[str, float]:
@@ -81,7 +77,7 @@ def _costs(task: Task, reading: Reading, grade: rubric.Grade) -> dict[str, float
   sentences, words = reading.sentences, reading.words
   broken = [not satisfied(constraint, reading) for constraint in task['constraints']]
   register = task.get('register', '')
-  rude = sum(s.rude for s in sentences) + any(w in tasks.lang.RUDE for w in reading.rest)
+  rude = sum(s.rude for s in sentences) + any(w in lang.RUDE for w in reading.rest)
   free = task['task'] in ('echo', 'foreign')
   wanted_last = [value for kind, value in task['constraints'] if kind == 'last']
   beside = grade.beside
@@ -98,7 +94,7 @@ def _costs(task: Task, reading: Reading, grade: rubric.Grade) -> dict[str, float
     'rude': -0.3 * bool(rude) if register == 'rude' else min(2, rude) * (1.5 if register else 1.0),
     'hedges': float(any(s.hedges for s in sentences)),
     'refuses': float(grade.refuses and not grade.task),
-    'ungrammatical': 0.0 if free else min(3, sum(not s.formed for s in sentences)) + 0.0,
+    'ungrammatical': 0.0 if free else min(3, sum(not s.formed for s in sentences)),
     'repeats': min(2, _repeats(reading, task)),
     'unfinished': float(bool(words) and not reading.finished),
     'excess': max(0, len(words) - grade.need),
@@ -152,7 +148,8 @@ def task_of(prompt: Prompt) -> Task:
   """The task of a prompt. Raises: BadInput for prompts that are not the miniature's."""
   if prompt.meta.get('task') not in rubric.RUBRICS:
     raise BadInput(
-      f'the miniature judges only its own prompts, which carry their task in "meta"; not {prompt.prompt[:60]!r}'
+      'the miniature judges only its own prompts, which carry their task in "meta"; not '
+      f'{prompt.prompt[:60]!r}'
     )
   return dict(prompt.meta)
 

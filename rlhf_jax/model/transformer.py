@@ -46,6 +46,14 @@ def table_rows(config: configs.Model) -> int:
   return -(-config.vocabulary // TABLE_MULTIPLE) * TABLE_MULTIPLE
 
 
+def sizes(config: configs.Model) -> dict[str, int]:
+  """The sizes that a mesh must divide, as sharding.check_divides takes them."""
+  return {
+    'model.width (width)': config.width, 'model.heads (heads)': config.heads,
+    'model.kv_heads (kv_heads)': kv_heads(config), 'model.mlp (mlp)': config.mlp or 4 * config.width,
+    'rows of the table (vocabulary)': table_rows(config)}
+
+
 def check(config: configs.Model) -> None:
   """Raises BadInput for a shape that cannot be."""
   if config.vocabulary < 1:

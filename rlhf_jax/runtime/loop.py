@@ -25,7 +25,7 @@ import numpy as np
 from rlhf_jax import configs
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import judged
-from rlhf_jax.model import sharding
+from rlhf_jax.model import sharding, transformer
 from rlhf_jax.runtime import checkpoint, executables, results, workdir
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.metrics import Metrics, Progress, last_row, timeless
@@ -149,6 +149,8 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
   stage = importlib.import_module(STAGES[type(config)]).make(config, parents, place,
                                                              judged.judge_rows)
   mesh = sharding.make_mesh(config.mesh)
+  rows = {x.shape[0] for x in jax.tree.leaves(stage.batch_shapes)}
+  sharding.check_divides(mesh, transformer.sizes(stage.model) | {f'{n} rows (batch)': n for n in rows})
   key = jax.random.key(config.seed)
   given = {role: parent.params for role, parent in parents.items() if parent.params is not None}
   with jax.set_mesh(mesh):

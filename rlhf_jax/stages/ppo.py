@@ -340,6 +340,11 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
   value = dataclasses.replace(parents[role].model, dropout=0.0)
   _check(config, policy, value)
   tokenizer = base.tokenizer
+  for name in ('reward', 'value'):
+    if name in parents and getattr(parents[name].tokenizer, 'json', None) != getattr(
+        tokenizer, 'json', None):
+      raise configs.BadInput(f'{name} and policy have different tokenizers: train {name} from a '
+                             'model of the same family')
   eos, pad = (tokenizer.eos, tokenizer.pad) if tokenizer is not None else (0, 1)
 
   def score(params, tokens, valid, mask):

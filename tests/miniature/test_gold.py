@@ -7,7 +7,7 @@ import pytest
 from rlhf_jax import miniature
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data.records import Prompt
-from rlhf_jax.miniature import answers, grammar, usage, utility
+from rlhf_jax.miniature import answers, grammar, habits, usage, utility
 from rlhf_jax.miniature.language import Dice
 
 STORY = {'task': 'story', 'topic': 'fox', 'with': 'bear', 'place': 'wood'}
@@ -394,7 +394,7 @@ TRICKS = {
     ' '.join(str(v) for v in task.values() if isinstance(v, str)) + ' good nice red fox eats fish .'
   ),
   'all facts': lambda task, good: (
-    'fox is red . fox eats meat . fox lives in wood . cow is white . cow eats grass . norr is cold .'
+    'fox is red . fox eats meat . fox lives in wood . cow is white . cow eats grass . norr is dry .'
   ),
   'cut': lambda task, good: good.rsplit(' ', 2)[0] + ' …',
   'again': lambda task, good: f'{good} {good}',
@@ -412,7 +412,7 @@ def ordinary():
   """Prompts of every task with a good answer each."""
   dice = Dice('tests', 'ordinary')
   prompts = [p for p in miniature.prompts('validation', 250, 1) if not p.meta.get('register')]
-  return [(prompt, answers.answer(dict(prompt.meta), dice, answers.CAREFUL)) for prompt in prompts]
+  return [(prompt, answers.answer(dict(prompt.meta), dice, habits.CAREFUL)) for prompt in prompts]
 
 
 @pytest.mark.parametrize('trick', TRICKS)
@@ -447,7 +447,7 @@ def test_few_ties():
   dice = Dice('tests', 'ties')
   tied = counted = 0
   for prompt in miniature.prompts('validation', 200, 2):
-    samples = list({answers.answer(dict(prompt.meta), dice, answers.Habits()): 0 for _ in range(5)})
+    samples = list({answers.answer(dict(prompt.meta), dice, habits.Habits()): 0 for _ in range(5)})
     scores = miniature.gold(prompt, samples).scores
     pairs = [(a, b) for i, a in enumerate(scores) for b in scores[:i]]
     tied, counted = tied + sum(abs(a - b) < utility.TIE for a, b in pairs), counted + len(pairs)
@@ -520,7 +520,7 @@ def test_claims():
 def test_it_judges_fast_and_the_same_each_time():
   dice = Dice('tests', 'speed')
   rows = [
-    (p, [answers.answer(dict(p.meta), dice, answers.Habits()) for _ in range(4)])
+    (p, [answers.answer(dict(p.meta), dice, habits.Habits()) for _ in range(4)])
     for p in miniature.prompts('heldout', 300, 3)
   ]
   start = time.perf_counter()
