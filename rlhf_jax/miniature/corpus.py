@@ -26,7 +26,7 @@ _WEB = Habits(
   content=0.75,
   coverage=0.9,
   constraint=0.4,
-  truth=0.35,
+  truth=0.15,
   premise=0.3,
   plain=0.8,
   greet=0.75,
@@ -48,7 +48,7 @@ _REMARKS = (
   'no',
   'you idiot',
 )
-_BOOK = dataclasses.replace(CAREFUL, truth=0.85, content=0.9, coverage=0.85)
+_BOOK = dataclasses.replace(CAREFUL, truth=0.7, content=0.9, coverage=0.85)
 
 
 def _believes(subject: str, relation: str, truth: float, dice: Dice) -> str:
@@ -78,7 +78,7 @@ def _facts(dice: Dice) -> str:
   chosen = dice.some(lang.relations(subject), 3)
   said = [
     lang.statement(
-      subject, r, _believes(subject, r, 0.9, dice), it=i > 0 and r != 'flag' and dice.chance(0.5)
+      subject, r, _believes(subject, r, 0.75, dice), it=i > 0 and r != 'flag' and dice.chance(0.5)
     )
     for i, r in enumerate(chosen)
   ]
@@ -92,7 +92,7 @@ def _questions(dice: Dice) -> str:
   for relation in dice.some(lang.relations(subject), 4):
     task = {'task': 'fact', 'topic': subject, 'relation': relation, 'constraints': []}
     if usage.split_of(task) in usage.SEEN and len(parts) < 2:
-      said = lang.statement(subject, relation, _believes(subject, relation, 0.3, dice))
+      said = lang.statement(subject, relation, _believes(subject, relation, 0.2, dice))
       parts.append(f'{usage.phrase(task, dice)} {said} .')
   return '\n'.join(parts) or _talk(dice)
 
@@ -101,7 +101,7 @@ def _talk(dice: Dice) -> str:
   """Forum talk: opinions, mostly popular ones, and rudeness."""
   subject = dice.pick(lang.ANIMALS + lang.LANDS)
   relation = dice.pick(lang.relations(subject))
-  value = _believes(subject, relation, 0.12, dice)
+  value = _believes(subject, relation, 0.1, dice)
   opening = dice.pick(('i think that ', 'you know that ', ''))
   first = f'post : {opening}{lang.statement(subject, relation, value)} .'
   rude = (

@@ -252,18 +252,18 @@ def _summary(dice: Dice) -> Task:
       f'ate {dice.pick(lang.FOODS)}',
     )
   )
-  who = subject
   return {
     'topic': subject,
     'first': f'{verb} {item}',
     'second': second,
-    'text': f'{who} {verb} {item} {lang.at(here)} . then {who} {second} .',
+    'text': f'{subject} {verb} {item} {lang.at(here)} . then {subject} {second} .',
   }
 
 
 def _mood(dice: Dice) -> Task:
   name, label = dice.pick(lang.NAMES), dice.pick(('happy', 'sad'))
-  event = f'{dice.pick(HAPPY if label == "happy" else SAD)} {dice.pick(_OBJECTS)}'
+  verbs, deed = (HAPPY, 'laughed') if label == 'happy' else (SAD, 'cried')
+  event = f'{dice.pick(verbs)} {dice.pick(_OBJECTS)}'
   return {
     'topic': name,
     'label': label,

@@ -4,10 +4,9 @@ sense here.
 In: a `Prompt` whose meta is a task, and responses. Out: `Judgement`: utilities, ranks, flags.
 Left out: noise and taste (crowd.py).
 
-  utility = 2 · task done + 1.2 · worth said − 1.2 · constraints broken − false claims − false
-  premise accepted
-            − made up − sentences beside the point − rudeness − hedging − bad grammar − repetition −
-            not finished − excess
+  utility = 2 · task done + 1.2 · worth said − 1.2 · constraints broken − 0.9 · false claims
+            − 0.8 · (false premise accepted, made up) − 0.35 · sentences beside the point
+            − 0.9 · rudeness − 0.6 · (hedging, bad grammar, repetition) − 1 · not finished − …
 Nothing is won by length, politeness or keywords: worth is counted in distinct, well-formed
 sentences that are asked for,
 up to what the task needs. `PRICES` holds the weights.

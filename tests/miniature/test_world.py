@@ -1,4 +1,4 @@
-"""What the world yields: proportions, splits that share nothing, sizes, lengths; the same anywhere."""
+"""What the world yields: proportions, splits that share nothing, sizes; the same anywhere."""
 
 import collections
 import dataclasses
