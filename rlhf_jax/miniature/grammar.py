@@ -131,6 +131,7 @@ class Reading:
 
 @functools.cache
 def content_words() -> frozenset[str]:
+  """Animals, lands, names, things, places, foods, colors, skills, weathers."""
   return frozenset(
     lang.ANIMALS
     + lang.LANDS
@@ -146,6 +147,7 @@ def content_words() -> frozenset[str]:
 
 @functools.cache
 def foreign_words() -> frozenset[str]:
+  """The words of the second language."""
   return frozenset(lang.FOREIGN.values())
 
 
