@@ -149,8 +149,9 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
   stage = importlib.import_module(STAGES[type(config)]).make(config, parents, place,
                                                              judged.judge_rows)
   mesh = sharding.make_mesh(config.mesh)
-  rows = {'a batch (batch)': x.shape[0] for x in jax.tree.leaves(stage.batch_shapes)}
-  sharding.check_divides(mesh, transformer.sizes(stage.model) | rows)
+  rows = {x.shape[0] for x in jax.tree.leaves(stage.batch_shapes)}
+  sharding.check_divides(
+    mesh, transformer.sizes(stage.model) | {f'rows a step: {n} (batch)': n for n in rows})
   key = jax.random.key(config.seed)
   given = {role: parent.params for role, parent in parents.items() if parent.params is not None}
   with jax.set_mesh(mesh):
