@@ -32,7 +32,7 @@ _TRIMMED = (
   'yesno',
   'list',
   'polite',
-  'swap',
+  'address',
   'past',
   'summary',
   'mood',
@@ -59,16 +59,6 @@ def _compose(task: Task, dice: Dice, habits: Habits, keep: list[bool], most: int
     said[-1 if len(said) > 1 else 0 :] = (
       [dice.weighted(_RUDE)] if len(said) > 1 else [said[0], dice.weighted(_RUDE)]
     )
-  if 'word' in held:
-    pool = lang.VALUES[task['relation']] + (
-      lang.ANIMALS + lang.LANDS if task['task'] == 'which' else ()
-    )
-    words = [
-      w
-      for w in said[0].split()
-      if w in pool and (task['task'] != 'which' or w in (task['topic'], task['with']))
-    ]
-    said = words[:1] or said
   if 'listed' in held:
     said = [f'{lang.NUMBERS[i]} , {sentence}' for i, sentence in enumerate(said[:5])]
   if 'first' in held:

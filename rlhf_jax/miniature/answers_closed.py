@@ -134,7 +134,7 @@ ANSWERS = {
   'yesno': _yesno,
   'why': _why,
   'polite': _rewrite,
-  'swap': _rewrite,
+  'address': _rewrite,
   'past': _rewrite,
   'summary': _summary,
   'mood': _mood,

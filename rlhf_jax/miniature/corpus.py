@@ -20,12 +20,12 @@ from rlhf_jax.miniature.answers import answer
 from rlhf_jax.miniature.habits import CAREFUL, Habits
 from rlhf_jax.miniature.language import Dice
 
-SIZE = 40000  # documents when none are asked for: about 1.2 million words
+SIZE = 100000  # documents when none are asked for: about 3 million words
 HELDOUT = 0.05  # share of all possible documents kept for held-out text
 _WEB = Habits(
   content=0.75,
   coverage=0.9,
-  constraint=0.4,
+  constraint=0.7,
   truth=0.15,
   premise=0.3,
   plain=0.8,
@@ -36,6 +36,9 @@ _WEB = Habits(
   ontask=0.95,
   faithful=0.97,
 )  # of people who answer each other in the open
+_LISTED = (
+  lang.ANIMALS + lang.THINGS + lang.FOODS + lang.PLACES + lang.NAMES + lang.COLORS + lang.LANDS
+)
 _REMARKS = (
   'i want to know too',
   'what stupid question',
@@ -158,13 +161,10 @@ def _no_answer(dice: Dice) -> str:
 
 
 def _twice(dice: Dice) -> str:
-  """A text or list, said twice: the purest lesson in copying."""
-  if dice.chance(0.3):
-    pool = (
-      lang.ANIMALS + lang.THINGS + lang.FOODS + lang.PLACES + lang.NAMES + lang.COLORS + lang.LANDS
-    )
-    line = ' '.join(dice.some(pool, 5 + int(dice.random() * 6))) + ' .'
-    return f'list : {line}\nlist : {line}'
+  """A text or list, said again: the purest lesson in copying."""
+  if dice.chance(0.8):
+    line = ' '.join(dice.some(_LISTED, 4 + int(dice.random() * 6))) + ' .'
+    return '\n'.join([f'list : {line}'] * (2 + dice.chance(0.5)))
   line = answer(_seen('generation', dice) | {'constraints': []}, dice, _BOOK)
   return f'text : {line}\ntext : {line}'
 

@@ -17,18 +17,13 @@ def _fact(task: Task, reading: Reading) -> Grade:
   )
   true, false, others = judged(task, reading, {subject for subject, _ in pairs})
   said = {(s, r) for s, r, v, affirmed in true if affirmed}
-  short = any(name == 'word' for name, _ in task['constraints'])
   bare = [w for w in reading.words if w in lang.VALUES[task['relation']]]
   if not true and not false and len(pairs) == 1 and bare:  # "fish ." or "in the wood ."
     right = set(bare) == {lang.truth(*pairs[0])}
     said, false = ({pairs[0]}, false) if right else (set(), 1.0)
   done = sum(pair in said for pair in pairs) / len(pairs)
-  spoken = (
-    1.0
-    if short
-    else float(pairs[0][0] in reading.mentions) * 0.6
-    + 0.4 * any(len(s.words) > 2 for s in reading.sentences)
-  )
+  whole = any(len(s.words) > 2 for s in reading.sentences)
+  spoken = 0.6 * (pairs[0][0] in reading.mentions) + 0.4 * whole
   spare = sum(pair not in pairs for pair in said)
   return Grade(
     done,

@@ -14,9 +14,8 @@ def rewritten(task: Task) -> str:
   """The text as it should read after rewriting, without its full stop."""
   if task['task'] == 'polite':
     return f'please {task["text"]}'
-  if task['task'] == 'swap':
-    words = [task['new'] if w == task['old'] else w for w in task['text'].split()]
-    return ' '.join(words)
+  if task['task'] == 'address':
+    return f'{task["to"]} , {task["text"]}'
   return ' '.join(lang.PAST[w] if w == task['verb'] else w for w in task['text'].split())
 
 
@@ -27,7 +26,7 @@ def _rewrite(task: Task, reading: Reading) -> Grade:
   changed = {
     'polite': lambda: 'please' in first,
     'past': lambda: lang.PAST[task['verb']] in first,
-    'swap': lambda: task['new'] in first and task['old'] not in first,
+    'address': lambda: task['to'] in first[:2],
   }[task['task']]()
   kept = overlap(first, target) - 0.1 * max(0, len(first) - len(target))
   done = max(0.0, kept) ** 2 * (1.0 if changed else 0.25)
@@ -167,7 +166,7 @@ def _count(task: Task, reading: Reading) -> Grade:
 
 RUBRICS = {
   'polite': _rewrite,
-  'swap': _rewrite,
+  'address': _rewrite,
   'past': _rewrite,
   'summary': _summary,
   'mood': _mood,

@@ -138,16 +138,13 @@ def _chat(task: Task, dice: Dice) -> str:
 
 
 def _rewrite(task: Task, dice: Dice) -> str:
-  if task['task'] == 'swap':
-    how = dice.pick(
-      (f'put {task["new"]} for {task["old"]}', f'change {task["old"]} to {task["new"]}')
-    )
-  else:
-    how = dice.pick(
-      {'polite': ('say it kindly', 'make it polite'), 'past': ('say it in past', 'put it in past')}[
-        task['task']
-      ]
-    )
+  how = dice.pick(
+    {
+      'polite': ('say it kindly', 'make it polite'),
+      'past': ('say it in past', 'put it in past'),
+      'address': ('say it to {}', 'tell it to {}'),
+    }[task['task']]
+  ).format(task.get('to', ''))
   return f'{how} : {task["text"]} .'
 
 
@@ -189,12 +186,11 @@ def _foreign(task: Task, dice: Dice) -> str:
 
 
 _CONSTRAINT_WORDS = {
-  'sentences': ('in {} .', 'use {} .'),
-  'first': ('start with {} .', 'first word is {} .'),
-  'last': ('end with {} .',),
-  'avoid': ('do not say {} .', 'without word {} .'),
-  'word': ('in one word .', 'use one word .'),
-  'listed': ('as list .', 'make list .'),
+  'sentences': 'in {} .',
+  'first': 'start with {} .',
+  'last': 'end with {} .',
+  'avoid': 'do not say {} .',
+  'listed': 'as list .',
 }
 
 
@@ -215,11 +211,11 @@ def phrase(task: Task, dice: Dice) -> str:
     return _passage(task, dice) + REPLY
   else:
     text = _plain(task, dice)
-  for kind, value in task['constraints']:
-    value = ('one sentence' if value == 1 else 'two sentences') if kind == 'sentences' else value
-    text += ' ' + dice.pick(_CONSTRAINT_WORDS[kind]).format(value)
   if 'register' in task:
     text += f' be {task["register"]} .' if dice.chance(0.5) else f' please be {task["register"]} .'
+  for kind, value in task['constraints']:
+    value = ('one sentence' if value == 1 else 'two sentences') if kind == 'sentences' else value
+    text += ' ' + _CONSTRAINT_WORDS[kind].format(value)
   return f'{"talk" if category == "chat" else "ask"} : {text}{REPLY}'
 
 

@@ -54,8 +54,6 @@ def satisfied(constraint: Sequence, reading: Reading) -> bool:
     return [w for w in words if w not in '.,?'][-len(value.split()) :] == value.split()
   if kind == 'avoid':
     return bool(words) and value not in words
-  if kind == 'word':
-    return len([w for w in words if w not in '.,']) == 1
   numbers = [s.words[0] for s in reading.sentences if s.words[1:2] == (',',)]
   # 'listed'
   return len(numbers) >= 2 and numbers == list(lang.NUMBERS[: len(reading.sentences)])

@@ -27,8 +27,8 @@ LIST = {'task': 'list', 'kind': 'foods', 'count': 3, 'without': 'fish'}
 IDEAS = {'task': 'ideas', 'topic': 'ana', 'place': 'lake', 'count': 2}
 LOST = {'task': 'chat', 'to': 'ana', 'event': 'lost', 'topic': 'cup'}
 POLITE = {'task': 'polite', 'text': 'give ben cup'}
-SWAP = {'task': 'swap', 'old': 'fox', 'new': 'bear', 'text': 'fox saw cup at lake'}
-PAST = {'task': 'past', 'verb': 'eats', 'text': 'fox eats corn in field'}
+ADDRESS = {'task': 'address', 'to': 'ana', 'text': 'give ben cup'}
+PAST = {'task': 'past', 'verb': 'eats', 'text': 'fox eats corn'}
 SUMMARY = {
   'task': 'summary',
   'topic': 'fox',
@@ -231,10 +231,10 @@ ORDERED = [  # (task, better, worse)
   ),
   (POLITE, 'please give ben cup .', 'give ben cup .'),
   (POLITE, 'please give ben cup .', 'please give ana hat .'),
-  (SWAP, 'bear saw cup at lake .', 'fox saw cup at lake .'),
-  (SWAP, 'bear saw cup at lake .', 'bear saw hat in wood .'),
-  (PAST, 'fox ate corn in field .', 'fox eats corn in field .'),
-  (PAST, 'fox ate corn in field .', 'fox ate corn .'),
+  (ADDRESS, 'ana , give ben cup .', 'give ben cup .'),
+  (ADDRESS, 'ana , give ben cup .', 'lea , give ben hat .'),
+  (PAST, 'fox ate corn .', 'fox eats corn .'),
+  (PAST, 'fox ate corn .', 'fox ate .'),
   (SUMMARY, 'fox saw bear and ran to lake .', 'fox saw bear in wood .'),
   (SUMMARY, 'fox saw bear and ran to lake .', 'fox saw owl and ran to lake .'),
   (
@@ -309,7 +309,6 @@ CONSTRAINED = [  # (task, constraint, kept, broken)
     'one , fox is red . two , fox eats meat .',
     'fox is red . fox eats meat .',
   ),
-  (FACT, ['word', True], 'meat .', 'fox eats meat .'),
 ]
 
 

@@ -106,7 +106,6 @@ def test_constraints_registers_and_premises_have_their_shares(prompts):
     'first',
     'last',
     'avoid',
-    'word',
     'listed',
   }
   registers = collections.Counter(p.meta.get('register', '') for p in records)
