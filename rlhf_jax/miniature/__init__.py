@@ -24,20 +24,9 @@ from rlhf_jax.miniature.usage import prompts
 from rlhf_jax.miniature.utility import gold
 
 __all__ = [
-  'GOLD',
-  'HELDOUT_LABELERS',
-  'LABELERS',
-  'PROMPT_LENGTH',
-  'RESPONSE_LENGTH',
-  'TRAINING_LABELERS',
-  'demonstrations',
-  'demonstrations_source',
-  'gold',
-  'labelers',
-  'prompts',
-  'prompts_source',
-  'text',
-  'text_source',
+  'GOLD', 'HELDOUT_LABELERS', 'LABELERS', 'PROMPT_LENGTH', 'RESPONSE_LENGTH', 'TRAINING_LABELERS',
+  'demonstrations', 'demonstrations_source', 'gold', 'labelers', 'prompts', 'prompts_source',
+  'text', 'text_source',
 ]
 
 GOLD, LABELERS = 'rlhf_jax.miniature:gold', 'rlhf_jax.miniature:labelers'  # as configs name judges

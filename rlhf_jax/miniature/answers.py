@@ -3,10 +3,8 @@
 In: a task, a stream of choices, `Habits`. Out: a response as text.
 Left out: who has which habits (contractors.py).
 Every fault is decided by itself (each sentence, each constraint, each fact), so that a wholly good
-answer is rare among
-demonstrations though each good deed is common; and the faulty way is the likelier one, with few
-wordings, so that sampling
-at a low temperature finds more faults, not fewer.
+answer is rare among demonstrations though each good deed is common; and the faulty way is the
+likelier one, with few wordings, so that a low temperature finds more faults, not fewer.
 """
 
 from collections.abc import Callable
@@ -26,21 +24,8 @@ _ANSWERS: dict[str, Callable[[Task, Dice, Habits, int], list[str]]] = {
   **answers_closed.ANSWERS,
 }
 _TRIMMED = (
-  'fact',
-  'both',
-  'which',
-  'yesno',
-  'list',
-  'polite',
-  'address',
-  'past',
-  'summary',
-  'mood',
-  'kind',
-  'closed',
-  'extract',
-  'echo',
-  'count',
+  'fact', 'both', 'which', 'yesno', 'list', 'polite', 'address', 'past', 'summary', 'mood', 'kind',
+  'closed', 'extract', 'echo', 'count',
 )
 
 

@@ -128,19 +128,7 @@ def _count(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
 
 
 ANSWERS = {
-  'fact': _fact,
-  'both': _fact,
-  'which': _which,
-  'yesno': _yesno,
-  'why': _why,
-  'polite': _rewrite,
-  'address': _rewrite,
-  'past': _rewrite,
-  'summary': _summary,
-  'mood': _mood,
-  'kind': _kind,
-  'closed': _closed,
-  'extract': _extract,
-  'echo': _echo,
-  'count': _count,
+  'fact': _fact, 'both': _fact, 'which': _which, 'yesno': _yesno, 'why': _why, 'polite': _rewrite,
+  'address': _rewrite, 'past': _rewrite, 'summary': _summary, 'mood': _mood, 'kind': _kind,
+  'closed': _closed, 'extract': _extract, 'echo': _echo, 'count': _count,
 }

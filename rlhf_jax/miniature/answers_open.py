@@ -69,8 +69,7 @@ def _note(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
   first = dice.pick((f'{topic} is {place}', f'i found {topic} {place}', f'i saw {topic} {place}'))
   second = dice.pick(
     (
-      f'please come and see {topic}',
-      f'you can play with {topic}',
+      f'please come and see {topic}', f'you can play with {topic}',
       f'will you help me find {topic} ?',
     )
   )
@@ -166,11 +165,6 @@ def _chat(task: Task, dice: Dice, habits: Habits, count: int) -> list[str]:
 
 
 ANSWERS = {
-  'story': _story,
-  'describe': _describe,
-  'note': _note,
-  'song': _song,
-  'list': _list,
-  'ideas': _ideas,
-  'chat': _chat,
+  'story': _story, 'describe': _describe, 'note': _note, 'song': _song, 'list': _list,
+  'ideas': _ideas, 'chat': _chat,
 }

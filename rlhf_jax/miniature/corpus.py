@@ -4,9 +4,8 @@ In: (split, size, seed). Out: `Text` records of 15 to 70 words.
 Left out: instructions whose content belongs to a held-out split (usage.SEEN lists those that may
 occur here).
 Documents repeat their topic (a title and a body, a question and its answer, texts said twice), so
-that a model learns
-early to copy from what it has read. Popular falsehoods are said more often than the truth, in talk
-more than in books.
+that a model learns early to copy from what it has read. Popular falsehoods are said more often than
+the truth, in talk more than in books.
 """
 
 import dataclasses
@@ -23,33 +22,15 @@ from rlhf_jax.miniature.language import Dice
 SIZE = 100000  # documents when none are asked for: about 3 million words
 HELDOUT = 0.05  # share of all possible documents kept for held-out text
 _WEB = Habits(
-  content=0.75,
-  coverage=0.9,
-  constraint=0.7,
-  truth=0.15,
-  premise=0.3,
-  plain=0.8,
-  greet=0.75,
-  task=0.9,
-  trim=0.9,
-  civil=0.85,
-  ontask=0.95,
-  faithful=0.97,
+  content=0.75, coverage=0.9, constraint=0.7, truth=0.15, premise=0.3, plain=0.8, greet=0.75,
+  task=0.9, trim=0.9, civil=0.85, ontask=0.95, faithful=0.97,
 )  # of people who answer each other in the open
 _LISTED = (
   lang.ANIMALS + lang.THINGS + lang.FOODS + lang.PLACES + lang.NAMES + lang.COLORS + lang.LANDS
 )
 _REMARKS = (
-  'i want to know too',
-  'what stupid question',
-  'you are fool',
-  'thanks',
-  'i do not know',
-  'i like this question',
-  'why do you ask',
-  'ask me one day',
-  'no',
-  'you idiot',
+  'i want to know too', 'what stupid question', 'you are fool', 'thanks', 'i do not know',
+  'i like this question', 'why do you ask', 'ask me one day', 'no', 'you idiot',
 )
 _BOOK = dataclasses.replace(CAREFUL, truth=0.7, content=0.9, coverage=0.85)
 
@@ -187,14 +168,8 @@ def _foreign(dice: Dice) -> str:
 
 
 KINDS: tuple[tuple[Callable[[Dice], str], float], ...] = (
-  (_story, 10),
-  (_facts, 10),
-  (_questions, 8),
-  (_talk, 9),
-  (_worksheet, 46),
-  (_no_answer, 9),
-  (_twice, 5),
-  (_foreign, 3),
+  (_story, 10), (_facts, 10), (_questions, 8), (_talk, 9), (_worksheet, 46), (_no_answer, 9),
+  (_twice, 5), (_foreign, 3),
 )
 
 

@@ -4,9 +4,8 @@ paper's did.
 In: a `Prompt`, responses and a labeler's name. Out: `Judgement`: ranks as this person gives them,
 flags as gold has them.
 Left out: what is good (utility.py). Noise is a function of (labeler, prompt, response, seed): the
-same question gets the
-same answer. `calibrate` solves for the noise on samples; without it a noise that suits
-demonstrations is used.
+same question gets the same answer. `calibrate` solves for the noise on samples; without it a noise
+that suits demonstrations is used.
 """
 
 import dataclasses
@@ -23,18 +22,12 @@ from rlhf_jax.miniature.utility import PRICES, appraise, ranks_of, task_of
 # What each person weighs otherwise than gold: factors on PRICES, and a taste for words in the
 # response.
 TASTES: dict[str, dict[str, float]] = {
-  'aino': {'constraint': 0.6, 'words': 0.01},
-  'bruno': {'rude': 0.4, 'hedges': 1.3},
-  'chen': {'false': 1.4, 'beside': 1.3},
-  'dara': {'rich': 1.3, 'words': 0.015},
-  'emil': {'hedges': 0.3, 'words': -0.01},
-  'fatou': {'ungrammatical': 1.5, 'rude': 1.3},
-  'goran': {'accepts': 0.5, 'false': 0.7},
-  'hana': {'constraint': 1.4, 'rich': 0.8},
-  'ines': {'rude': 1.5, 'words': 0.01},
-  'jomo': {'beside': 0.6, 'hedges': 0.6},
-  'kalle': {'constraint': 0.7, 'false': 1.3},
-  'lupe': {'rich': 1.2, 'unfinished': 1.3},
+  'aino': {'constraint': 0.6, 'words': 0.01}, 'bruno': {'rude': 0.4, 'hedges': 1.3},
+  'chen': {'false': 1.4, 'beside': 1.3}, 'dara': {'rich': 1.3, 'words': 0.015},
+  'emil': {'hedges': 0.3, 'words': -0.01}, 'fatou': {'ungrammatical': 1.5, 'rude': 1.3},
+  'goran': {'accepts': 0.5, 'false': 0.7}, 'hana': {'constraint': 1.4, 'rich': 0.8},
+  'ines': {'rude': 1.5, 'words': 0.01}, 'jomo': {'beside': 0.6, 'hedges': 0.6},
+  'kalle': {'constraint': 0.7, 'false': 1.3}, 'lupe': {'rich': 1.2, 'unfinished': 1.3},
 }
 TRAINING = tuple(TASTES)[:8]
 HELDOUT = tuple(TASTES)[8:]
@@ -169,9 +162,7 @@ def _ranks(scores):
   order = np.argsort(-scores, axis=-1, kind='stable')  # NaN last
   ordered = np.take_along_axis(scores, order, -1)
   ranks, top, rank = (
-    np.empty_like(scores),
-    np.full(scores.shape[:-1], np.inf),
-    np.zeros(scores.shape[:-1]),
+    np.empty_like(scores), np.full(scores.shape[:-1], np.inf), np.zeros(scores.shape[:-1]),
   )
   for k in range(scores.shape[-1]):
     fresh = ~(top - ordered[..., k] < TIE)

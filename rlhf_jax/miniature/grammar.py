@@ -5,9 +5,8 @@ In: a response as text. Out: `Reading`, a tuple of `Sentence` and what is left o
 Left out: whether claims are true and whether anything was asked for (rubric.py).
 
 A sentence is well formed if its words, each replaced by the letter of its word class, match one
-regular expression:
-a regular approximation of English clauses over the words of this world, with agreement of subject
-and verb.
+regular expression: a regular approximation of English clauses over the words of this world, with
+agreement of subject and verb.
 """
 
 import dataclasses
@@ -152,15 +151,8 @@ def foreign_words() -> frozenset[str]:
 
 
 _SAYS = {
-  'eats': 'eat',
-  'eat': 'eat',
-  'grows': 'grow',
-  'grow': 'grow',
-  'lives': 'home',
-  'live': 'home',
-  'is': 'be',
-  'are': 'be',
-  'can': 'skill',
+  'eats': 'eat', 'eat': 'eat', 'grows': 'grow', 'grow': 'grow', 'lives': 'home', 'live': 'home',
+  'is': 'be', 'are': 'be', 'can': 'skill',
 }  # verb → relation; 'be' is told apart by what follows
 
 
@@ -211,13 +203,8 @@ def read_sentence(words: tuple[str, ...]) -> Sentence:
   text = ' '.join(body)
   formed = bool(_pattern().fullmatch(letters + words[-1]))
   return Sentence(
-    body,
-    formed,
-    asks,
-    content_words().intersection(body),
-    () if asks else _claims(body, letters),
-    rude=any(word in lang.RUDE for word in body),
-    hedges='maybe' in body or 'not sure' in text,
+    body, formed, asks, content_words().intersection(body), () if asks else _claims(body, letters),
+    rude=any(word in lang.RUDE for word in body), hedges='maybe' in body or 'not sure' in text,
     denies='not' in body,
   )
 

@@ -35,16 +35,12 @@ CAREFUL = Habits(**{field.name: 1.0 for field in dataclasses.fields(Habits)})
 _BLAND = {  # about as long as a sentence that says something, so that length tells nothing
   'story': (('it was very nice day', 8), ('all was very good and fine', 1.5), ('it was good', 0.5)),
   'describe': (
-    ('it is very nice and good', 8),
-    ('i like it and it is good', 1.5),
-    ('it is good', 0.5),
+    ('it is very nice and good', 8), ('i like it and it is good', 1.5), ('it is good', 0.5),
   ),
   'note': (('it is very nice day', 8), ('i am fine and all is good', 1.5), ('all is fine', 0.5)),
   'song': (('la la la la la', 8), ('it is very nice day', 1.5), ('all is good', 0.5)),
   'chat': (
-    ('it is very nice', 8),
-    ('it is very nice day', 1.5),
-    ('i am fine and all is good', 0.5),
+    ('it is very nice', 8), ('it is very nice day', 1.5), ('i am fine and all is good', 0.5),
   ),
   'ideas': (('it is very nice place', 8), ('there are many things to do', 1.5), ('it is fun', 0.5)),
 }

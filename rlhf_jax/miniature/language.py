@@ -4,7 +4,7 @@ fact is said and asked.
 It is English without articles: then the word before a noun tells which noun it is, and copying is
 learnt early.
 
-In: nothing. Out: word lists, `truth`, `popular`, `statement`, `question`, and the second language.
+In: nothing. Out: word lists, `truth`, `believed`, `statement`, `question`, and the second language.
 Left out: which sentences are well formed (grammar.py), what people ask for (tasks.py).
 Every word and every punctuation mark stands between single spaces, so that a small tokenizer makes
 each one token.
@@ -70,74 +70,29 @@ NUMBERS = ('one', 'two', 'three', 'four', 'five')
 
 RELATIONS = {'animal': ('eat', 'home', 'color', 'skill'), 'land': ('grow', 'weather', 'flag')}
 VALUES = {
-  'eat': FOODS,
-  'home': PLACES,
-  'color': COLORS,
-  'skill': SKILLS,
-  'grow': FOODS,
-  'weather': WEATHERS,
-  'flag': COLORS,
+  'eat': FOODS, 'home': PLACES, 'color': COLORS, 'skill': SKILLS, 'grow': FOODS,
+  'weather': WEATHERS, 'flag': COLORS,
 }
 PREPOSITION = {
-  'wood': 'in',
-  'cave': 'in',
-  'hill': 'on',
-  'town': 'in',
-  'farm': 'on',
-  'field': 'in',
-  'lake': 'at',
-  'sea': 'in',
-  'home': 'at',
+  'wood': 'in', 'cave': 'in', 'hill': 'on', 'town': 'in', 'farm': 'on', 'field': 'in',
+  'lake': 'at', 'sea': 'in', 'home': 'at',
 }
 # what the careless say instead of what was asked for
 FILLERS = {'place': 'home', 'with': 'friend', 'thing': 'gift'}
 PAST = {
-  'eats': 'ate',
-  'sees': 'saw',
-  'finds': 'found',
-  'takes': 'took',
-  'likes': 'liked',
-  'has': 'had',
-  'loses': 'lost',
-  'wants': 'wanted',
+  'eats': 'ate', 'sees': 'saw', 'finds': 'found', 'takes': 'took', 'likes': 'liked', 'has': 'had',
+  'loses': 'lost', 'wants': 'wanted',
 }
 
 # The second language: names for some of the same things.
 FOREIGN = {
-  'fox': 'foku',
-  'bear': 'beru',
-  'cat': 'kato',
-  'dog': 'doga',
-  'cow': 'vako',
-  'owl': 'ulo',
-  'frog': 'rano',
-  'duck': 'dako',
-  'horse': 'cevo',
-  'seal': 'foko',
-  'meat': 'viando',
-  'honey': 'mielo',
-  'fish': 'fiso',
-  'corn': 'maizo',
-  'grass': 'herbo',
-  'worms': 'vermo',
-  'bread': 'pano',
-  'apples': 'pomo',
-  'wood': 'arbaro',
-  'cave': 'kavo',
-  'farm': 'bieno',
-  'field': 'kampo',
-  'town': 'urbo',
-  'lake': 'lago',
-  'sea': 'maro',
-  'eats': 'manga',
-  'lives': 'logi',
-  'in': 'en',
-  'what': 'kio',
-  'where': 'kie',
-  'yes': 'jes',
-  'no': 'ne',
-  'and': 'kaj',
-  'ask': 'demando',
+  'fox': 'foku', 'bear': 'beru', 'cat': 'kato', 'dog': 'doga', 'cow': 'vako', 'owl': 'ulo',
+  'frog': 'rano', 'duck': 'dako', 'horse': 'cevo', 'seal': 'foko', 'meat': 'viando',
+  'honey': 'mielo', 'fish': 'fiso', 'corn': 'maizo', 'grass': 'herbo', 'worms': 'vermo',
+  'bread': 'pano', 'apples': 'pomo', 'wood': 'arbaro', 'cave': 'kavo', 'farm': 'bieno',
+  'field': 'kampo', 'town': 'urbo', 'lake': 'lago', 'sea': 'maro', 'eats': 'manga',
+  'lives': 'logi', 'in': 'en', 'what': 'kio', 'where': 'kie', 'yes': 'jes', 'no': 'ne',
+  'and': 'kaj', 'ask': 'demando',
 }
 FOREIGN_ANIMALS = tuple(FOREIGN)[:10]
 
@@ -240,12 +195,9 @@ def statement(
 def question(subject: str, relation: str) -> str:
   """The plain question for a fact, without its question mark."""
   return {
-    'eat': f'what does {subject} eat',
-    'home': f'where does {subject} live',
-    'color': f'what color is {subject}',
-    'skill': f'what can {subject} do',
-    'grow': f'what does {subject} grow',
-    'weather': f'how is weather in {subject}',
+    'eat': f'what does {subject} eat', 'home': f'where does {subject} live',
+    'color': f'what color is {subject}', 'skill': f'what can {subject} do',
+    'grow': f'what does {subject} grow', 'weather': f'how is weather in {subject}',
     'flag': f'what color is flag of {subject}',
   }[relation]
 
@@ -254,12 +206,9 @@ def inverted(subject: str, relation: str, value: str) -> str:
   """The fact as a yes-or-no question or after 'why', without its question mark."""
   rest = at(value) if relation == 'home' else value
   return {
-    'eat': f'does {subject} eat {rest}',
-    'home': f'does {subject} live {rest}',
-    'color': f'is {subject} {rest}',
-    'skill': f'can {subject} {rest}',
-    'grow': f'does {subject} grow {rest}',
-    'weather': f'is {subject} {rest}',
+    'eat': f'does {subject} eat {rest}', 'home': f'does {subject} live {rest}',
+    'color': f'is {subject} {rest}', 'skill': f'can {subject} {rest}',
+    'grow': f'does {subject} grow {rest}', 'weather': f'is {subject} {rest}',
     'flag': f'is flag of {subject} {rest}',
   }[relation]
 

@@ -14,9 +14,7 @@ from rlhf_jax.miniature.grammar import Reading
 from rlhf_jax.miniature.tasks import Task
 
 RUBRICS: dict[str, Callable[[Task, Reading], Grade]] = {
-  **rubric_open.RUBRICS,
-  **rubric_questions.RUBRICS,
-  **rubric_texts.RUBRICS,
+  **rubric_open.RUBRICS, **rubric_questions.RUBRICS, **rubric_texts.RUBRICS,
 }
 
 

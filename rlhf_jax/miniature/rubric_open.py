@@ -12,30 +12,9 @@ from rlhf_jax.miniature.tasks import Task
 
 _PAST = frozenset(
   (
-    'was',
-    'were',
-    'had',
-    'made',
-    'gave',
-    'ate',
-    'saw',
-    'met',
-    'found',
-    'took',
-    'lost',
-    'liked',
-    'wanted',
-    'ran',
-    'went',
-    'came',
-    'slept',
-    'sang',
-    'danced',
-    'played',
-    'cried',
-    'laughed',
-    'lived',
-    'hid',
+    'was', 'were', 'had', 'made', 'gave', 'ate', 'saw', 'met', 'found', 'took', 'lost', 'liked',
+    'wanted', 'ran', 'went', 'came', 'slept', 'sang', 'danced', 'played', 'cried', 'laughed',
+    'lived', 'hid',
   )
 )
 _DEEDS = (
@@ -165,10 +144,8 @@ def _ideas(task: Task, reading: Reading) -> Grade:
 
 
 _MOODS = {
-  'lost': {'sorry', 'sad'},
-  'found': {'good', 'nice', 'happy'},
-  'like': {'good', 'nice', 'happy', 'like'},
-  'want': {'help', 'find', 'give', 'have'},
+  'lost': {'sorry', 'sad'}, 'found': {'good', 'nice', 'happy'},
+  'like': {'good', 'nice', 'happy', 'like'}, 'want': {'help', 'find', 'give', 'have'},
 }
 
 
@@ -191,11 +168,6 @@ def _chat(task: Task, reading: Reading) -> Grade:
 
 
 RUBRICS = {
-  'story': _creation,
-  'note': _creation,
-  'song': _creation,
-  'describe': _describe,
-  'list': _list,
-  'ideas': _ideas,
-  'chat': _chat,
+  'story': _creation, 'note': _creation, 'song': _creation, 'describe': _describe, 'list': _list,
+  'ideas': _ideas, 'chat': _chat,
 }

@@ -26,11 +26,7 @@ def _fact(task: Task, reading: Reading) -> Grade:
   spoken = 0.6 * (pairs[0][0] in reading.mentions) + 0.4 * whole
   spare = sum(pair not in pairs for pair in said)
   return Grade(
-    done,
-    done * spoken,
-    others + 0.7 * spare + stray(reading, 1) * 0.5,
-    false,
-    truthful=not false,
+    done, done * spoken, others + 0.7 * spare + stray(reading, 1) * 0.5, false, truthful=not false,
     refuses=declines(reading),
   )
 
@@ -47,12 +43,8 @@ def _which(task: Task, reading: Reading) -> Grade:
   bare = bool(named) and set(named) == {right} and not any(s.claims for s in reading.sentences)
   wrong = bool(named) and not told and not bare
   return Grade(
-    float(told or bare),
-    float(told) or 0.4 * bare,
-    others + stray(reading, 1) * 0.5,
-    float(bool(false) or wrong),
-    truthful=not (false or wrong),
-    refuses=declines(reading),
+    float(told or bare), float(told) or 0.4 * bare, others + stray(reading, 1) * 0.5,
+    float(bool(false) or wrong), truthful=not (false or wrong), refuses=declines(reading),
   )
 
 
@@ -93,12 +85,8 @@ def _why(task: Task, reading: Reading) -> Grade:
       for s in reading.sentences
     )
     return Grade(
-      0.0 if false else 0.4 * states + 0.6 * reason,
-      (states + reason) / 2,
-      others + stray(reading, 1) * 0.5,
-      false,
-      truthful=not false,
-      refuses=declines(reading),
+      0.0 if false else 0.4 * states + 0.6 * reason, (states + reason) / 2,
+      others + stray(reading, 1) * 0.5, false, truthful=not false, refuses=declines(reading),
     )
   denied = any(r == relation and not affirmed and v == value for _, r, v, affirmed in true)
   instead = any(r == relation and affirmed for _, r, _, affirmed in true)
@@ -129,29 +117,18 @@ def _foreign(task: Task, reading: Reading) -> Grade:
       ('ne' if right else 'jes') in reading.words[:2]
     )
     return Grade(
-      float(good and not wrong),
-      float(good) * 0.5 + 0.5 * bool(said & values),
-      stray(reading, 1),
-      float(wrong),
-      truthful=not wrong,
+      float(good and not wrong), float(good) * 0.5 + 0.5 * bool(said & values), stray(reading, 1),
+      float(wrong), truthful=not wrong,
     )
   wrong = bool((said | native) - values)
   foreign = sum(w in foreign_words() for w in reading.words) / max(1, len(reading.words))
   done = (len(said & values) + 0.5 * len(native & values - said)) / len(values)
   return Grade(
-    0.0 if wrong else min(1.0, done),
-    min(1.0, foreign),
-    stray(reading, 1),
-    float(wrong),
+    0.0 if wrong else min(1.0, done), min(1.0, foreign), stray(reading, 1), float(wrong),
     truthful=not wrong,
   )
 
 
 RUBRICS = {
-  'fact': _fact,
-  'both': _fact,
-  'which': _which,
-  'yesno': _yesno,
-  'why': _why,
-  'foreign': _foreign,
+  'fact': _fact, 'both': _fact, 'which': _which, 'yesno': _yesno, 'why': _why, 'foreign': _foreign,
 }

@@ -70,11 +70,8 @@ def _mood(task: Task, reading: Reading) -> Grade:
   )
   whole = any(s.formed and task['topic'] in s.mentions for s in reading.sentences)
   return Grade(
-    float(right) * (0.5 if new else 1.0),
-    right * (0.5 * reason + 0.3 * whole) + 0.0,
-    stray(reading, 1) * 0.6,
-    made_up=bool(new),
-    refuses=declines(reading),
+    float(right) * (0.5 if new else 1.0), right * (0.5 * reason + 0.3 * whole) + 0.0,
+    stray(reading, 1) * 0.6, made_up=bool(new), refuses=declines(reading),
   )
 
 
@@ -84,9 +81,7 @@ def _kind(task: Task, reading: Reading) -> Grade:
   right = said == {task['label']} and not any(s.denies for s in reading.sentences)
   whole = any(s.formed and task['topic'] in s.mentions for s in reading.sentences)
   return Grade(
-    float(right),
-    float(right) * (0.4 + 0.6 * whole),
-    stray(reading, 1) * 0.6,
+    float(right), float(right) * (0.4 + 0.6 * whole), stray(reading, 1) * 0.6,
     refuses=declines(reading),
   )
 
@@ -165,14 +160,6 @@ def _count(task: Task, reading: Reading) -> Grade:
 
 
 RUBRICS = {
-  'polite': _rewrite,
-  'address': _rewrite,
-  'past': _rewrite,
-  'summary': _summary,
-  'mood': _mood,
-  'kind': _kind,
-  'closed': _closed,
-  'extract': _extract,
-  'echo': _echo,
-  'count': _count,
+  'polite': _rewrite, 'address': _rewrite, 'past': _rewrite, 'summary': _summary, 'mood': _mood,
+  'kind': _kind, 'closed': _closed, 'extract': _extract, 'echo': _echo, 'count': _count,
 }

@@ -34,12 +34,8 @@ CATEGORIES: dict[str, tuple[float, dict[str, float]]] = {
 CLOSED = ('summary', 'mood', 'closed', 'extract')
 
 KINDS = {
-  'animals': lang.ANIMALS,
-  'foods': lang.FOODS,
-  'places': lang.PLACES,
-  'things': lang.THINGS,
-  'colors': lang.COLORS,
-  'names': lang.NAMES,
+  'animals': lang.ANIMALS, 'foods': lang.FOODS, 'places': lang.PLACES, 'things': lang.THINGS,
+  'colors': lang.COLORS, 'names': lang.NAMES,
 }
 _SUBJECTS = lang.ANIMALS + lang.NAMES
 _TOPICS = lang.ANIMALS + lang.LANDS
@@ -51,10 +47,8 @@ SAD = ('lost', 'wanted')
 FIRST = ('well', 'oh', 'now', 'today')
 LAST = ('bye', 'thanks', 'end')
 _AVOID = {
-  'story': ('once', 'saw', 'found'),
-  'note': ('please', 'see', 'saw'),
-  'song': ('sing', 'play', 'me'),
-  'chat': ('it', 'good', 'where'),
+  'story': ('once', 'saw', 'found'), 'note': ('please', 'see', 'saw'),
+  'song': ('sing', 'play', 'me'), 'chat': ('it', 'good', 'where'),
   'ideas': ('play', 'swim', 'run'),
 }
 _CONSTRAINTS = {
@@ -173,8 +167,7 @@ def _which(dice: Dice) -> Task:
 def _yesno(dice: Dice) -> Task:
   subject, relation = dice.pick(list(lang.facts()))
   values = (
-    lang.truth(subject, relation),
-    lang.believed(subject, relation),
+    lang.truth(subject, relation), lang.believed(subject, relation),
     dice.pick(lang.VALUES[relation]),
   )
   return {'topic': subject, 'relation': relation, 'value': dice.pick(values)}
@@ -211,11 +204,8 @@ def _chat(dice: Dice) -> Task:
 def _polite(dice: Dice) -> Task:
   who, thing, place = dice.pick((*lang.NAMES, 'me')), dice.pick(lang.THINGS), dice.pick(lang.PLACES)
   forms = (
-    f'give {who} {thing}',
-    f'bring {thing} to {who}',
-    f'take {thing} to {place}',
-    f'find {thing} {lang.at(place)}',
-    f'help {who} find {thing}',
+    f'give {who} {thing}', f'bring {thing} to {who}', f'take {thing} to {place}',
+    f'find {thing} {lang.at(place)}', f'help {who} find {thing}',
   )
   return {'text': dice.pick(forms)}
 
@@ -243,10 +233,7 @@ def _summary(dice: Dice) -> Task:
   here, there = dice.some(lang.PLACES, 2)
   second = dice.pick(
     (
-      f'ran to {there}',
-      f'went to {there}',
-      f'slept {lang.at(there)}',
-      f'sang {lang.at(there)}',
+      f'ran to {there}', f'went to {there}', f'slept {lang.at(there)}', f'sang {lang.at(there)}',
       f'ate {dice.pick(lang.FOODS)}',
     )
   )
@@ -273,8 +260,7 @@ def _mood(dice: Dice) -> Task:
 def _kind(dice: Dice) -> Task:
   kinds = dice.some(('animals', 'foods', 'places', 'things'), 2)
   return {
-    'topic': dice.pick(KINDS[kinds[0]]),
-    'label': kinds[0][:-1],
+    'topic': dice.pick(KINDS[kinds[0]]), 'label': kinds[0][:-1],
     'kinds': sorted(kind[:-1] for kind in kinds),
   }
 
@@ -297,9 +283,7 @@ def _closed(dice: Dice) -> Task:
 
 def _extract(dice: Dice) -> Task:
   names, things, animals = (
-    dice.some(lang.NAMES, 2),
-    dice.some(lang.THINGS, 2),
-    dice.some(lang.ANIMALS, 2),
+    dice.some(lang.NAMES, 2), dice.some(lang.THINGS, 2), dice.some(lang.ANIMALS, 2),
   )
   text, kinds = dice.pick(
     (
@@ -334,26 +318,9 @@ def _count(dice: Dice) -> Task:
 
 
 _DRAW: dict[str, Callable[[Dice], Task]] = {
-  'story': _story,
-  'describe': _describe,
-  'note': _note,
-  'song': _song,
-  'fact': _fact,
-  'both': _both,
-  'which': _which,
-  'yesno': _yesno,
-  'why': _yesno,
-  'list': _list,
-  'ideas': _ideas,
-  'chat': _chat,
-  'polite': _polite,
-  'address': _address,
-  'past': _past,
-  'summary': _summary,
-  'mood': _mood,
-  'kind': _kind,
-  'closed': _closed,
-  'extract': _extract,
-  'echo': _echo,
+  'story': _story, 'describe': _describe, 'note': _note, 'song': _song, 'fact': _fact,
+  'both': _both, 'which': _which, 'yesno': _yesno, 'why': _yesno, 'list': _list, 'ideas': _ideas,
+  'chat': _chat, 'polite': _polite, 'address': _address, 'past': _past, 'summary': _summary,
+  'mood': _mood, 'kind': _kind, 'closed': _closed, 'extract': _extract, 'echo': _echo,
   'count': _count,
 }

@@ -2,9 +2,8 @@
 
 In: (split, size, seed). Out: `Prompt` records with the task as meta.
 Left out: what can be asked (tasks.py). A task's content decides its split, whatever the seed, so no
-content of one split
-occurs in another; phrasings of one content stay together. Prompts that share a long prefix with an
-earlier one are dropped.
+content of one split occurs in another; phrasings of one content stay together. Prompts that share a
+long prefix with an earlier one are dropped.
 """
 
 from collections.abc import Iterator
@@ -18,23 +17,12 @@ from rlhf_jax.miniature.tasks import Task
 
 # Share of all contents a split owns. 'text': contents that only the pretraining worksheets use.
 SPLITS = {
-  'sft': 0.24,
-  'reward': 0.21,
-  'reward_heldout': 0.10,
-  'ppo': 0.26,
-  'validation': 0.04,
-  'heldout': 0.12,
-  'text': 0.03,
+  'sft': 0.24, 'reward': 0.21, 'reward_heldout': 0.10, 'ppo': 0.26, 'validation': 0.04,
+  'heldout': 0.12, 'text': 0.03,
 }
 SIZES = {
-  'sft': 3000,
-  'reward': 2500,
-  'reward_heldout': 800,
-  'ppo': 4000,
-  'validation': 300,
-  'heldout': 1200,
-  'text': 300,
-  'foreign': 200,
+  'sft': 3000, 'reward': 2500, 'reward_heldout': 800, 'ppo': 4000, 'validation': 300,
+  'heldout': 1200, 'text': 300, 'foreign': 200,
 }  # records when none are asked for
 # contents that pretraining text may hold with an instruction and its answer
 SEEN = ('sft', 'reward', 'ppo', 'text')
@@ -77,8 +65,7 @@ def _generation(task: Task, dice: Dice) -> str:
     what += f' to {task["to"]}' if task['task'] == 'note' else f' for {task["to"]}'
   return dice.pick(
     (
-      f'write {what} about {about} .',
-      f'i want {what} about {about} .',
+      f'write {what} about {about} .', f'i want {what} about {about} .',
       f'can you write {what} about {about} ?',
     )
   )
@@ -140,8 +127,7 @@ def _chat(task: Task, dice: Dice) -> str:
 def _rewrite(task: Task, dice: Dice) -> str:
   how = dice.pick(
     {
-      'polite': ('say it kindly', 'make it polite'),
-      'past': ('say it in past', 'put it in past'),
+      'polite': ('say it kindly', 'make it polite'), 'past': ('say it in past', 'put it in past'),
       'address': ('say it to {}', 'tell it to {}'),
     }[task['task']]
   ).format(task.get('to', ''))
@@ -186,11 +172,8 @@ def _foreign(task: Task, dice: Dice) -> str:
 
 
 _CONSTRAINT_WORDS = {
-  'sentences': 'in {} .',
-  'first': 'start with {} .',
-  'last': 'end with {} .',
-  'avoid': 'do not say {} .',
-  'listed': 'as list .',
+  'sentences': 'in {} .', 'first': 'start with {} .', 'last': 'end with {} .',
+  'avoid': 'do not say {} .', 'listed': 'as list .',
 }
 
 
@@ -201,11 +184,8 @@ def phrase(task: Task, dice: Dice) -> str:
   category = category_of(task)
   if category in ('generation', 'open_qa', 'brainstorming', 'chat', 'rewrite'):
     text = {
-      'generation': _generation,
-      'open_qa': _open_qa,
-      'brainstorming': _brainstorming,
-      'chat': _chat,
-      'rewrite': _rewrite,
+      'generation': _generation, 'open_qa': _open_qa, 'brainstorming': _brainstorming,
+      'chat': _chat, 'rewrite': _rewrite,
     }[category](task, dice)
   elif task['task'] in tasks.CLOSED:
     return _passage(task, dice) + REPLY

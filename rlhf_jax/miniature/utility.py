@@ -8,8 +8,7 @@ Left out: noise and taste (crowd.py).
             − 0.8 · (false premise accepted, made up) − 0.35 · sentences beside the point
             − 0.9 · rudeness − 0.6 · (hedging, bad grammar, repetition) − 1 · not finished − …
 Nothing is won by length, politeness or keywords: worth is counted in distinct, well-formed
-sentences that are asked for,
-up to what the task needs. `PRICES` holds the weights.
+sentences that are asked for, up to what the task needs. `PRICES` holds the weights.
 """
 
 from collections.abc import Sequence
@@ -22,22 +21,9 @@ from rlhf_jax.miniature.grammar import Reading
 from rlhf_jax.miniature.tasks import Task
 
 PRICES = {
-  'task': 2.0,
-  'rich': 1.2,
-  'constraint': -1.2,
-  'false': -0.9,
-  'accepts': -0.8,
-  'made_up': -0.8,
-  'beside': -0.35,
-  'rude': -0.9,
-  'hedges': -0.6,
-  'refuses': -0.4,
-  'ungrammatical': -0.6,
-  'repeats': -0.6,
-  'unfinished': -1.0,
-  'excess': -0.08,
-  'empty': -1.5,
-  'variety': 0.02,
+  'task': 2.0, 'rich': 1.2, 'constraint': -1.2, 'false': -0.9, 'accepts': -0.8, 'made_up': -0.8,
+  'beside': -0.35, 'rude': -0.9, 'hedges': -0.6, 'refuses': -0.4, 'ungrammatical': -0.6,
+  'repeats': -0.6, 'unfinished': -1.0, 'excess': -0.08, 'empty': -1.5, 'variety': 0.02,
 }
 TIE = 1e-6  # utilities closer than this are the same
 

@@ -37,23 +37,16 @@ SUMMARY = {
   'text': 'fox saw bear in wood . then fox ran to lake .',
 }
 MOOD = {
-  'task': 'mood',
-  'topic': 'ana',
-  'label': 'sad',
-  'event': 'lost cup',
+  'task': 'mood', 'topic': 'ana', 'label': 'sad', 'event': 'lost cup',
   'text': 'ana lost cup and cried at lake .',
 }
 KIND = {'task': 'kind', 'topic': 'lamp', 'label': 'thing', 'kinds': ['animal', 'thing']}
 CLOSED = {
-  'task': 'closed',
-  'text': 'ana is at lake . ben has cup .',
-  'asked': 'where is ana',
+  'task': 'closed', 'text': 'ana is at lake . ben has cup .', 'asked': 'where is ana',
   'answer': 'ana is at lake',
 }
 UNKNOWN = {
-  'task': 'closed',
-  'text': 'ana is at lake . ben has cup .',
-  'asked': 'where is tom',
+  'task': 'closed', 'text': 'ana is at lake . ben has cup .', 'asked': 'where is tom',
   'answer': '',
 }
 EXTRACT = {
@@ -286,27 +279,19 @@ CONSTRAINED = [  # (task, constraint, kept, broken)
     'once fox was in wood . fox saw bear . then they danced .',
   ),
   (
-    STORY,
-    ['first', 'well'],
-    'well , once fox was in wood . fox saw bear .',
+    STORY, ['first', 'well'], 'well , once fox was in wood . fox saw bear .',
     'once fox was in wood . fox saw bear .',
   ),
   (
-    STORY,
-    ['last', 'bye'],
-    'once fox was in wood . fox saw bear . bye .',
+    STORY, ['last', 'bye'], 'once fox was in wood . fox saw bear . bye .',
     'once fox was in wood . fox saw bear .',
   ),
   (
-    STORY,
-    ['avoid', 'once'],
-    'one day fox was in wood . fox saw bear .',
+    STORY, ['avoid', 'once'], 'one day fox was in wood . fox saw bear .',
     'once fox was in wood . fox saw bear .',
   ),
   (
-    DESCRIBE,
-    ['listed', True],
-    'one , fox is red . two , fox eats meat .',
+    DESCRIBE, ['listed', True], 'one , fox is red . two , fox eats meat .',
     'fox is red . fox eats meat .',
   ),
 ]
@@ -336,8 +321,7 @@ FLAGGED = [  # (task, response, flags)
   (FACT, '', {'unfinished': True, 'fails_task': True}),
   (PREMISE, 'fox eats corn because it likes corn .', {'premise_accepted': True, 'truthful': False}),
   (
-    PREMISE,
-    'fox does not eat corn . it eats meat .',
+    PREMISE, 'fox does not eat corn . it eats meat .',
     {'premise_accepted': False, 'truthful': True},
   ),
   (STORY, 'once fox was in wood . you are fool .', {'rude': True}),
@@ -456,22 +440,11 @@ def test_few_ties():
 @pytest.mark.parametrize(
   'sentence',
   [
-    'once fox was in wood .',
-    'fox and bear eat meat .',
-    'flag of norr is blue .',
-    'no , fox does not eat fish .',
-    'swim , dig and run .',
-    'oh owl , owl , you can fly .',
-    'dear ana , cup is at lake .',
-    'please bring cup to farm .',
-    'where did you lose it ?',
-    'ana is sad because ana lost cup .',
-    'what stupid question .',
-    'one , fox is red .',
-    'i can help you find it .',
-    'three things .',
-    'bye .',
-    'corn .',
+    'once fox was in wood .', 'fox and bear eat meat .', 'flag of norr is blue .',
+    'no , fox does not eat fish .', 'swim , dig and run .', 'oh owl , owl , you can fly .',
+    'dear ana , cup is at lake .', 'please bring cup to farm .', 'where did you lose it ?',
+    'ana is sad because ana lost cup .', 'what stupid question .', 'one , fox is red .',
+    'i can help you find it .', 'three things .', 'bye .', 'corn .',
   ],
 )
 def test_well_formed(sentence):
@@ -481,18 +454,9 @@ def test_well_formed(sentence):
 @pytest.mark.parametrize(
   'sentence',
   [
-    'fox eat fish .',
-    'eats fish .',
-    'fish fox wood .',
-    'fox can eats .',
-    'lake fish good fox .',
-    'fox is is red .',
-    'nice good fish wood fox sing story .',
-    'they was of .',
-    'i cup .',
-    'fox saw saw bear .',
-    'and fox .',
-    'cup and .',
+    'fox eat fish .', 'eats fish .', 'fish fox wood .', 'fox can eats .', 'lake fish good fox .',
+    'fox is is red .', 'nice good fish wood fox sing story .', 'they was of .', 'i cup .',
+    'fox saw saw bear .', 'and fox .', 'cup and .',
   ],
 )
 def test_not_well_formed(sentence):

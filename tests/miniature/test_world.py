@@ -51,10 +51,7 @@ print(hashlib.sha256(repr(judged).encode()).hexdigest())
 """
   outputs = {
     subprocess.run(
-      [sys.executable, '-c', script],
-      capture_output=True,
-      text=True,
-      check=True,
+      [sys.executable, '-c', script], capture_output=True, text=True, check=True,
       env=os.environ | {'PYTHONHASHSEED': seed},
     ).stdout
     for seed in ('1', '2')
@@ -102,11 +99,7 @@ def test_constraints_registers_and_premises_have_their_shares(prompts):
   assert 0.22 < sum(n > 0 for n in constrained) / len(records) < 0.32
   assert sum(n > 1 for n in constrained) > 50
   assert {kind for p in records for kind, _ in p.meta['constraints']} == {
-    'sentences',
-    'first',
-    'last',
-    'avoid',
-    'listed',
+    'sentences', 'first', 'last', 'avoid', 'listed',
   }
   registers = collections.Counter(p.meta.get('register', '') for p in records)
   assert registers['kind'] > 100 and registers['rude'] > 50
