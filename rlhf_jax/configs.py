@@ -191,7 +191,7 @@ class PPO:
   rollout_chunks: int = 1  # prompts are rolled out in this many pieces, so that the cache fits
   policy_optimizer: Optimizer = PPO_OPTIMIZER  # its steps are updates; the paper prints no peak
   value_optimizer: Optimizer = PPO_OPTIMIZER  # paper C.4: 9e-6
-  evaluate_every: int = 0  # updates between evaluations on fixed prompts; 0: off
+  evaluate_every: int = 0  # updates between evaluations on fixed prompts; 0: at the end only
   evaluation_prompts: tuple[Source, ...] = ()  # the fixed prompts
   evaluation_size: int = 128  # how many of them
   judge: str = ''  # 'module-or-file:function' for win rate and flags in them

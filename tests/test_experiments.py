@@ -51,6 +51,8 @@ def test_quickstart_shows_what_it_promises(tmp_path):
   assert win['gpt']['high'] < win['sft']['low'] and win['sft']['high'] < win['ppo_ptx']['low']
   assert win['ppo_ptx']['mean'] >= 0.6
   assert models['sft_best_of_4']['gold'] > models['sft']['gold']
+  done = models['sft']['by_category']
+  assert len(done) == 10 and all(c['fails_task_rate'] < 1 for c in done.values())
   assert models['ppo_ptx']['pretraining_loss'] < 1.03 * models['sft']['pretraining_loss']
   assert results['reward_model']['accuracy_heldout_labelers'] > 0.6
   assert abs(results['labelers']['agreement_training'] - 0.726) < 0.04  # ± the prompts' own noise
@@ -63,6 +65,31 @@ def test_quickstart_shows_what_it_promises(tmp_path):
   before = (tmp_path / 'results.json').read_bytes()
   rlhf_jax('run', 'experiments/quickstart.py', '--workdir', tmp_path, timeout=60)
   assert (tmp_path / 'results.json').read_bytes() == before
+
+
+@pytest.mark.long
+def test_the_other_recipe_of_sft(tmp_path):
+  """Paper C.1: 16 epochs, residual dropout 0.2, the checkpoint that the reward model likes best."""
+  file = tmp_path / 'recipe.py'
+  file.write_text('''
+import dataclasses, runpy
+from rlhf_jax import miniature as world
+from rlhf_jax.configs import Model
+runs = runpy.run_path('experiments/quickstart.py')['runs']
+runs = {name: runs[name] for name in ('gpt', 'sft', 'rankings', 'reward')}
+runs['sft16'] = dataclasses.replace(
+  runs['sft'], epochs=16, model=Model(dropout=0.2), select='reward', reward='reward',
+  prompts=(world.prompts_source('validation', 24),), evaluate_every=20)
+''')
+  rlhf_jax('run', file, '--workdir', tmp_path / 'w', '--gpt.steps', 40, '--gpt.data.0.size', 600,
+           '--gpt.model.layers', 1, '--sft.data.0.size', 100, '--sft16.data.0.size', 100,
+           '--sft.pretraining.0.size', 600, '--sft16.pretraining.0.size', 600,
+           '--rankings.prompts.0.size', 40)
+  metrics = (tmp_path / 'w' / 'sft16' / 'metrics.jsonl').read_text()
+  scores = [row['reward'] for row in map(json.loads, metrics.splitlines()) if 'reward' in row]
+  finished = json.loads((tmp_path / 'w' / 'sft16' / 'finished.json').read_text())
+  assert finished['steps'] >= 40 and len(scores) >= 2
+  assert finished['summary']['best_reward'] == pytest.approx(max(scores), rel=1e-5)
 
 
 @pytest.mark.long

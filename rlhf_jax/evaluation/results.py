@@ -88,7 +88,8 @@ def reward_entry(
 
   Args:
     scores: the reward model's, one a completion of each ranking.
-    training: labelers the reward model has learnt from; ECE and 'accuracy' are over their rankings.
+    training: labelers the reward model has learnt from; 'ece' and 'accuracy' are over their
+      rankings.
     judge: for accuracy_gold, on the order of its scores; None: null.
   """
   found = {
@@ -105,9 +106,13 @@ def reward_entry(
     | {'training': name in training}
     for name in sorted({ranking.labeler for ranking in rankings})
   }
-  kept = [reward_accuracy.pair_differences(score, ranking.ranks)
-          for ranking, score in zip(rankings, scores, strict=True) if ranking.labeler in training]
-  return entry | reward_accuracy.calibration(kept)
+  differences = {True: [], False: []}
+  for ranking, score in zip(rankings, scores, strict=True):
+    differences[ranking.labeler in training].append(
+      reward_accuracy.pair_differences(score, ranking.ranks))
+  heldout = reward_accuracy.calibration(differences[False])
+  return entry | reward_accuracy.calibration(differences[True]) | {
+    'ece_heldout_labelers': heldout['ece']}
 
 
 def score_statistics(rows: Rows) -> dict[str, float | None]:

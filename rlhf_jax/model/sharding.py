@@ -79,17 +79,25 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
-def for_decoding(params: Any, axes: Any, dtype: Any) -> Any:
-  """Matrices in the compute type, gathered over `fsdp` once, so that decoding does not gather them
-  for each token.
+def in_compute_type(params: Any, dtype: Any) -> Any:
+  """Kernels and tables in the compute type; norms and biases stay float32, as the forward pass has
+  them.
   """
-  def one(x, names):
-    x = x.astype(dtype) if x.ndim > 1 else x
-    if jax.sharding.get_abstract_mesh().empty:
-      return x
-    return jax.lax.with_sharding_constraint(x, spec(names, without=('fsdp',)))
+  return jax.tree_util.tree_map_with_path(
+    lambda path, x: x.astype(dtype) if x.ndim > 1 and path[-1].key in (
+      'kernel', 'tokens', 'positions') else x, params)
 
-  return jax.tree.map(one, params, axes)
+
+def for_decoding(params: Any, axes: Any, dtype: Any) -> Any:
+  """Parameters as decoding wants them: in the compute type, and gathered over `fsdp` once, so that
+  they are not gathered for each token.
+  """
+  params = in_compute_type(params, dtype)
+  if jax.sharding.get_abstract_mesh().empty:
+    return params
+  return jax.tree.map(
+    lambda x, names: jax.lax.with_sharding_constraint(x, spec(names, without=('fsdp',))), params,
+    axes)
 
 
 def _keys(path) -> tuple[str, ...]:

@@ -23,6 +23,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import configs
+from rlhf_jax.data import builders, records
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import judged
 from rlhf_jax.model import sharding, transformer
@@ -91,6 +92,8 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
     described = _described(experiment, wanted)
     begun = {name for name in wanted
              if workdir.check_same(place.workdir / name, described[name])}
+    check_inputs([experiment.runs[name] for name in wanted
+                  if not (place.workdir / name / 'finished.json').exists()], place)
     executables.keep(place.workdir)
     for name in wanted:
       folder = place.workdir / name
@@ -114,6 +117,21 @@ def _described(experiment: experiments.Experiment, names: Iterable[str]) -> dict
       role: (run, described[run]['hash'])
       for role, run in experiments.references(config).items()})
   return described
+
+
+def check_inputs(runs: Iterable[configs.Run], place: Place) -> None:
+  """BadInput for missing files and for names of functions that lead nowhere: before the first step
+  of any run, not when its turn comes.
+  """
+  runs, sources = list(runs), []
+  for config in runs:
+    for field in dataclasses.fields(config):
+      value = getattr(config, field.name)
+      sources += [v for v in value if isinstance(v, configs.Source)] if isinstance(
+        value, tuple) else []
+      if field.name in ('judge', 'reward') and ':' in value:
+        records.load(value, field.name)
+  builders.require(sources, place)
 
 
 def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,

@@ -10,6 +10,7 @@ import contextlib
 import json
 import math
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterable, Mapping
@@ -134,7 +135,7 @@ def cut_back(path: Path, step: int) -> None:
     return
   text = path.read_bytes().decode('utf-8', errors='replace')
   kept = []
-  for line in text.splitlines(keepends=True):
+  for line in re.findall(r'[^\n]*\n|[^\n]+', text):  # splitlines() also splits at U+2028
     try:
       if not line.endswith('\n') or json.loads(line)['step'] > step:
         continue
@@ -147,8 +148,8 @@ def cut_back(path: Path, step: int) -> None:
 
 def last_row(path: Path) -> dict[str, Any]:
   """The last object of a .jsonl file; {} if there is none."""
-  lines = path.read_text('utf-8').splitlines() if path.exists() else []
-  return json.loads(lines[-1]) if lines else {}
+  text = path.read_text('utf-8').strip('\n') if path.exists() else ''
+  return json.loads(text.split('\n')[-1]) if text else {}
 
 
 class Progress:

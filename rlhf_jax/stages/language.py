@@ -102,6 +102,20 @@ def _model(config, parents, tokenizer):
   return model
 
 
+def _check(config, place):
+  """BadInput for settings that do not go together."""
+  stage.check(config.optimizer, config.batch, 'batch')
+  stage.pieces_of(config.batch, config.microbatch, 'batch')
+  if config.select not in ('', 'validation_loss', 'reward'):
+    raise configs.BadInput(f"select {config.select!r}: expected 'validation_loss' or 'reward'")
+  if place is None:
+    return
+  if config.select == 'validation_loss' and not config.heldout:
+    raise configs.BadInput("select 'validation_loss' needs heldout above 0")
+  if config.select == 'reward' and not (config.reward and config.prompts):
+    raise configs.BadInput("select 'reward' needs a reward run and validation prompts")
+
+
 def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
          judge_rows: Any = None) -> stage.Stage:
   """The stage of a Language run.
@@ -116,6 +130,7 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
     BadInput: unreadable data, lengths beyond the model's context, microbatches that do not divide
       the batch.
   """
+  _check(config, place)
   tokenizer = (None if place is None and config.model.vocabulary else _tokenizer(
     config, parents, place))
   model = _model(config, parents, tokenizer)

@@ -244,6 +244,8 @@ def _check(config, policy, value):
     if wrong:
       raise configs.BadInput(text)
 
+  stage.check(config.policy_optimizer, config.episodes, 'episodes')
+  stage.check(config.value_optimizer, config.minibatch, 'minibatch')
   refuse(config.episodes % config.minibatch,
          f'minibatch {config.minibatch} does not divide episodes {config.episodes}')
   refuse(config.episodes % config.rollout_chunks,
@@ -365,11 +367,11 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
                  value=stage.start(config.value_optimizer, value_params(value, params[role])))
 
   def freeze(params):
-    cast = lambda tree: jax.tree.map(lambda x: x.astype(policy.compute) if x.ndim > 1 else x, tree)
-    return {
-      'reference': cast(params['policy']),
-      'reward': cast(params['reward']) if custom is None else None
-    }
+    reference = sharding.in_compute_type(params['policy'], policy.compute)
+    frozen = {'reference': reference, 'reward': None}
+    if custom is None:
+      frozen['reward'] = sharding.in_compute_type(params['reward'], parents['reward'].model.compute)
+    return frozen
 
   def export(state):
     return {'params': state.policy.params} | ({'ema': state.policy.ema} if config.ema else {})

@@ -157,6 +157,8 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
     BadInput: unreadable rankings, rows beyond the model's context, microbatches that do not divide
       the batch.
   """
+  stage.check(config.optimizer, config.batch, 'batch')
+  stage.pieces_of(config.batch, config.microbatch, 'batch')
   parent = parents['init_from']
   model = dataclasses.replace(parent.model, dropout=0.0)  # the paper names none here
   length = config.prompt_length + config.response_length

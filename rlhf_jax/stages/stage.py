@@ -152,6 +152,14 @@ def accumulate(loss: Callable, params: Any, batch: Any, pieces: int) -> tuple[An
   return jax.lax.scan(lambda total, rows: (add(total, rows), None), zero, split)[0]
 
 
+def check(config: configs.Optimizer, batch: int, name: str) -> None:
+  """BadInput for a schedule that is not known, or a batch without rows."""
+  if config.schedule not in ('cosine', 'constant'):
+    raise configs.BadInput(f"schedule {config.schedule!r}: expected 'cosine' or 'constant'")
+  if batch < 1:
+    raise configs.BadInput(f'{name} {batch}: expected at least 1')
+
+
 def pieces_of(batch: int, microbatch: int, name: str) -> int:
   """Number of microbatches; BadInput if they do not divide the batch."""
   if microbatch and batch % microbatch:

@@ -61,7 +61,7 @@ def evaluation(config: configs.PPO, models: Any, tokenizer: Any, place: Any,
     judge_rows: (judge, prompts, responses, references) -> (metrics, rows); references are samples
       of the KL reference.
   """
-  if not config.evaluation_prompts or place is None:
+  if not config.evaluation_prompts or place is None or judge_rows is None:
     return lambda state, frozen, step: None
   prompts, _ = builders.read_prompts(config.evaluation_prompts, tokenizer, place,
                                      prompt_length=config.prompt_length,
@@ -91,19 +91,9 @@ def evaluation(config: configs.PPO, models: Any, tokenizer: Any, place: Any,
     kl = np.array([r.logprob for r in found]) - np.sum(np.where(mask, reference, 0.0), axis=1)
     rows = responses.rows(tokenizer, texts, found, config.prompt_length, config.response_length)
     score = np.asarray(run_score(frozen['reward'], *rows))
-    metrics, table = {}, [
-      {'prompt': p, 'response': r.text} for p, r in zip(texts, found, strict=True)
-    ]
-    if judge is not None and judge_rows is not None:
-      metrics, table = judge_rows(judge, prompts, [r.marked for r in found],
-                                  [r.marked for r in references])
-    table = [
-      row | {'proxy': float(value), 'kl': float(drift)}
-      for row, value, drift in zip(table, score, kl, strict=True)
-    ]
-    return metrics | {
-      'proxy': float(score.mean()), 'kl': float(kl.mean()), 'eos_rate': float(
-        np.mean([r.ended for r in found]))
-    }, table
+    metrics, table = judge_rows(judge, prompts, found, references)
+    table = [row | {'proxy': float(value), 'kl': float(drift)}
+             for row, value, drift in zip(table, score, kl, strict=True)]
+    return metrics | {'proxy': float(score.mean()), 'kl': float(kl.mean())}, table
 
   return evaluate

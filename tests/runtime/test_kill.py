@@ -112,7 +112,7 @@ def test_killed_again_and_again_ends_as_if_never_stopped(whole, environment, tmp
   while kills < 40:
     process = start(tmp_path, environment)
     try:
-      process.communicate(timeout=dice.uniform(3, 14) + kills / 4)
+      process.communicate(timeout=dice.uniform(2, 7) + kills / 4)
       break
     except subprocess.TimeoutExpired:
       process.kill()

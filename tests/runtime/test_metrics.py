@@ -75,3 +75,13 @@ def test_a_pipe_sees_plain_lines(capsys, monkeypatch):
 def test_times_and_sizes_are_short():
   assert [metrics.clock(s) for s in (0, 62, 3662, float('inf'))] == ['0:00', '1:02', '1:01:02', '?']
   assert [metrics.short(v) for v in (7, 1234, 5.6e6, 7e9)] == ['7', '1.2k', '5.6M', '7.0G']
+
+
+def test_cutting_back_keeps_rows_with_line_separators(tmp_path):
+  """json leaves U+2028 and U+0085 as they are; str.splitlines would split there."""
+  path = tmp_path / 'samples.jsonl'
+  rows = [{'step': i, 'response': 'a\u2028b\x85c'} for i in (1, 2, 3)]
+  path.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), 'utf-8')
+  metrics.cut_back(path, 2)
+  assert [json.loads(line) for line in path.read_text('utf-8').strip('\n').split('\n')] == rows[:2]
+  assert metrics.last_row(path) == rows[1]

@@ -209,3 +209,10 @@ def test_validation_is_the_loss_of_the_heldout_rows(parents, tiny, sft_config, m
 def test_bad_sizes_are_refused(bench, tiny, change, word):
   with pytest.raises(configs.BadInput, match=word):
     bench(dataclasses.replace(tiny.LANGUAGE, **change)).step()
+
+
+@pytest.mark.parametrize('wrong', [
+  {'select': 'typo'}, {'batch': 0}, {'optimizer': configs.Optimizer(schedule='linear')}])
+def test_settings_that_mean_nothing_are_refused(tiny, wrong):
+  with pytest.raises(configs.BadInput):
+    language.make(dataclasses.replace(tiny.LANGUAGE, **wrong), {}, None)

@@ -359,7 +359,7 @@ def test_numbers_that_do_not_go_together_are_refused(bench, tiny, change, word):
     bench(dataclasses.replace(tiny.PPO, **change))
 
 
-def test_every_metric_of_the_issue_is_there_and_finite(base, drifted):
+def test_every_promised_metric_is_there_and_finite(base, drifted):
   _, metrics = base.step(drifted)
   wanted = {
     'score', 'kl', 'kl_k3', 'entropy', 'clip_fraction', 'approximate_kl', 'ratio_first',
