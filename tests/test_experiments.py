@@ -60,7 +60,7 @@ def test_quickstart_shows_what_it_promises(tmp_path):
   assert (tmp_path / 'report.html').stat().st_size > 50_000
 
   said = rlhf_jax('sample', '--workdir', tmp_path, '--run', 'ppo_ptx', '-n', 3).stdout
-  assert len(said.strip().splitlines()) == 3
+  assert len(said.strip().splitlines()) >= 3  # a response may hold a line break
   # Everything is finished: a second start does nothing and says the same.
   before = (tmp_path / 'results.json').read_bytes()
   rlhf_jax('run', 'experiments/quickstart.py', '--workdir', tmp_path, timeout=60)
