@@ -2,9 +2,8 @@
 
   python -m rlhf_jax run experiments/own_reward.py --workdir runs/own_reward
 
-Here responses are to have eight tokens; the quickstart's models are the start. About 6 minutes on
-two cores, most of them
-for pretraining. Watch `score` rise towards 0 and `response_length` go to 8.
+Here responses are to have eight tokens; the quickstart's models are the start, and most of the
+time goes into pretraining. Watch `score` rise towards 0 and `response_length` go to 8.
 """
 
 import dataclasses

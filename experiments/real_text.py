@@ -3,8 +3,9 @@
   python -m rlhf_jax run experiments/real_text.py --workdir runs/real_text --data DIR
 
 DIR holds the folders named below; without --data the error says where each is published.
-2 CPU cores: about 8 minutes (15 at most). Expect: losses fall, every row of every source is
-accounted for in runs/real_text/data/*/card.json, and a reward model near chance, since a million
+2 CPU cores, shared with other runs: 11 minutes (15 at most). Expect: losses fall, every
+row of every source is accounted for in runs/real_text/data/*/card.json, and a reward model
+near chance, since a million
 parameters and a few minutes teach no one to judge summaries.
 
 Pretraining text: web pages and stories. Demonstrations: people's tasks and questions with answers.
