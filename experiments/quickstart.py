@@ -34,7 +34,7 @@ runs = {
     labelers=world.TRAINING_LABELERS, k=(4, 9), others=1, batch=256,
     **lengths),
   'rankings_heldout': Collect(
-    policy='sft', prompts=(world.prompts_source('reward_heldout', 300),), judge=world.LABELERS,
+    policy='sft', prompts=(world.prompts_source('reward_heldout', 600),), judge=world.LABELERS,
     labelers=world.TRAINING_LABELERS + world.HELDOUT_LABELERS, k=(4, 9), calibration='rankings',
     labels=len(world.TRAINING_LABELERS + world.HELDOUT_LABELERS), seed=1, **lengths),
   'reward': Reward(

@@ -31,9 +31,9 @@ set_up() {
   wanted=$(cat requirements.txt; [ -z "$extra" ] || cat pyproject.toml)
   if [ "$wanted" != "$(cat "$stamp" 2>/dev/null || true)" ]; then
     echo "installing requirements.txt${extra:+ and the extra '$extra'} (once; a minute or two)"
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || return
     if [ -n "$extra" ]; then
-      .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]"
+      .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]" || return
     fi
     printf '%s\n' "$wanted" >"$stamp"
   fi

@@ -7,7 +7,8 @@ source launch/environment.sh
 set_up test
 if [ "${1:-}" = --all ]; then
   shift
-  .venv/bin/python -m pytest -n 2 --dist loadfile "$@"
+  set_up test,parity || echo "the extra 'parity' (torch, transformers) cannot be installed here: its tests are skipped"
+  .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
   .venv/bin/ruff check .
 else
   .venv/bin/python -m pytest -n 2 --dist loadfile -m "not long" "$@"

@@ -1,107 +1,67 @@
-"""The command line: run, list, sample, report.
+"""The command line: run, list, sample, perplexity, export, data, preflight, sweep, report.
 
 Enter: the words after `python -m rlhf_jax`. Leave: exit code 0 when all that was asked for is
-finished; 2 for bad input or a full disk, told on the last line of stderr; 143 after SIGTERM, when
-what was done is saved; 1 for all else. jax is imported by the commands that need it, so that
-`list` and `--help` answer at once.
-Left out: several processes (`--multihost`).
+finished; 2 for bad input or a full disk, told on the last line of stderr; 3 from preflight for a
+run that does not fit; 143 after SIGTERM, when what was done is saved; 1 for all else. jax is
+imported by the commands that need it, so that `list` and `--help` answer at once. The options
+stand in arguments.py.
+Left out: starting several processes; each is this command with `--multihost` (launch/).
 """
 
 import argparse
+import json
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rlhf_jax import arguments
 from rlhf_jax.configs import BadInput, OutOfReach
-
-DESCRIPTION = """\
-InstructGPT in JAX: pretrain → SFT → rankings → reward model → PPO-ptx.
-
-examples:
-  python -m rlhf_jax list experiments/quickstart.py
-  python -m rlhf_jax run experiments/quickstart.py --workdir runs/quickstart
-  python -m rlhf_jax run experiments/quickstart.py sft --workdir runs/short --gpt.steps 200
-  python -m rlhf_jax run experiments/quickstart.py --help      (every field of every run)
-  python -m rlhf_jax sample --workdir runs/quickstart --run ppo_ptx --prompt 'tell me a story'
-  python -m rlhf_jax report runs/quickstart
-"""
-RUN_DESCRIPTION = """\
-Makes the named runs of an experiment file with what they need, all of them if none is named. The
-same command again goes on where the last one stopped and skips what is finished. Ends by writing
-DIR/results.json and DIR/report.html.
-"""
-SAMPLE_DESCRIPTION = """\
-Responses of a finished Language or PPO run, with log-probability, reward and KL where those models
-exist. In a pipe the plain text alone.
-"""
-
-
-def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser]:
-  """All commands and their options; and those of `run`, whose help needs the experiment file."""
-  top = argparse.ArgumentParser(
-    'python -m rlhf_jax', description=DESCRIPTION, allow_abbrev=False,
-    formatter_class=argparse.RawDescriptionHelpFormatter)
-  commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
-
-  run = commands.add_parser('run', help='make the runs of an experiment file', add_help=False,
-                            description=RUN_DESCRIPTION, allow_abbrev=False)
-  add = run.add_argument
-  add('file', type=Path, nargs='?', metavar='FILE', help='an experiment file')
-  add('runs', nargs='*', metavar='RUN', help='runs to make; all if none is named')
-  add('--workdir', type=Path, metavar='DIR', help='where everything is written')
-  add('--data', type=Path, metavar='DIR', help='what relative paths of sources are below')
-  add('--skip-bad-rows', action='store_true',
-      help='count and leave out rows that cannot be read, instead of stopping')
-  add('--seed', type=int, metavar='N', help='the seed of every run')
-  add('--profile', type=int, default=0, metavar='N',
-      help='trace N steps of every trained run for TensorBoard and Perfetto, in DIR/RUN/profile')
-  add('--checkpoint-seconds', type=float, default=5.0, metavar='S',
-      help='seconds between two checkpoints: the most work a kill costs')
-  add('--RUN.field', dest='field', metavar='value',
-      help='set a field of a run: --sft.optimizer.learning_rate 1e-3; `run FILE --help` lists them')
-  add('-h', '--help', action='store_true',
-      help='this page; with FILE also every field of every run')
-
-  listing = commands.add_parser('list', help='name the runs of an experiment file, one a line')
-  listing.add_argument('file', type=Path, metavar='FILE')
-
-  sample = commands.add_parser(
-    'sample', help='sample responses of a finished run', description=SAMPLE_DESCRIPTION,
-    allow_abbrev=False)
-  add = sample.add_argument
-  add('--workdir', type=Path, required=True, metavar='DIR')
-  add('--run', required=True, metavar='RUN')
-  add('--prompt', metavar='TEXT',
-      help="else the run's own prompts, and where it has none the lines of stdin")
-  add('-n', type=int, default=0, metavar='N',
-      help='responses to --prompt (1), or how many of the prompts (4)')
-  add('--temperature', type=float, default=1.0, metavar='T', help='0: greedy')
-  add('--max-tokens', type=int, default=0, metavar='M', help='longest response; 0: as trained')
-  add('--seed', type=int, default=0, metavar='S')
-  add('--data', type=Path, metavar='DIR', help='as in `run`')
-
-  report = commands.add_parser('report', help='write DIR/report.html again')
-  report.add_argument('workdir', type=Path, metavar='DIR')
-  return top, run
+from rlhf_jax.data import processes, show
 
 
 def main(words: Sequence[str] | None = None) -> int:
   """Runs a command; returns the exit code."""
+  try:
+    code, error = _command(words), None
+  except Exception as raised:
+    if processes.count() == 1:
+      raise
+    code, error = 1, raised
+  if code and processes.count() > 1:
+    from rlhf_jax.runtime import processes as together
+    together.fail(code, error)
+  return code
+
+
+def _command(words: Sequence[str] | None) -> int:
   words = list(sys.argv[1:] if words is None else words)
   options = argparse.Namespace(workdir=None)
   try:
     overridden: list[tuple[str, str]] = []
-    top, run = parser()
+    top, run, preflight = arguments.parser()
+    if words[:1] == ['preflight']:
+      from rlhf_jax.runtime import overrides
+      words, overridden = overrides.split(words[1:])
+      taken = arguments.add_parameters(preflight, words)
+      return _preflight(preflight.parse_args(words), overridden, taken)
     if words[:1] == ['run']:
       from rlhf_jax.runtime import overrides
       words, overridden = overrides.split(words[1:])
+      taken = arguments.add_parameters(run, words)
       options = run.parse_intermixed_args(words)  # names of runs may stand behind options
-      return _run(options, overridden, run)
+      return _run(options, overridden, run, taken)
+    if words[:1] == ['sweep']:
+      from rlhf_jax.runtime import overrides
+      words, overridden = overrides.split(words)
+      options = top.parse_args(words)
+      return _sweep(options, overridden)
     options = top.parse_args(words)
-    return {'list': _list, 'sample': _sample, 'report': _report}[options.command](options)
+    return {'list': _list, 'sample': _sample, 'perplexity': _perplexity, 'export': _export,
+            'data': _data, 'report': _report}[options.command](options)
   except BadInput as error:
     return _told(str(error), 2)
   except OutOfReach as error:
@@ -124,7 +84,7 @@ def _told(message: str, code: int) -> int:
 
 
 def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
-         run: argparse.ArgumentParser) -> int:
+         run: argparse.ArgumentParser, taken: Sequence[str]) -> int:
   from rlhf_jax.runtime import experiment as experiments
   from rlhf_jax.runtime import overrides
   if options.file is None:
@@ -132,7 +92,12 @@ def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
       run.print_help()
       return 0
     run.error('the following arguments are required: FILE')
-  experiment = overrides.apply(experiments.load(options.file), overridden, options.seed)
+  if not options.help:  # a file may tell what it does without
+    from rlhf_jax.runtime import metrics
+    _log(metrics.console)
+  given = {name: getattr(options, name) for name in taken}
+  experiment = overrides.apply(experiments.load(options.file, given, placeholders=options.help),
+                               overridden, options.seed, options.mesh)
   if options.help:
     run.print_help()
     print(overrides.explain(experiment))
@@ -140,36 +105,126 @@ def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
   experiments.order(experiment, options.runs)  # an unknown run is told before anything is made
   if options.workdir is None:
     run.error('the following arguments are required: --workdir')
+  if options.multihost:
+    from rlhf_jax.runtime import processes as together
+    together.start()
+  from rlhf_jax.runtime import loop, results
+  place = _begun(options)
+  told = loop.run_file(experiment, options.runs, place,
+                       loop.Options(options.checkpoint_seconds, options.profile))
+  if processes.first():
+    metrics.console.print(results.table(told))
+    _report(options)
+  processes.barrier()
+  return 0
+
+
+def _begun(options: argparse.Namespace) -> Any:
+  """The Place of a command that trains, its folders checked and made; from here on a signal
+  saves.
+  """
   if options.data is not None and not options.data.is_dir():
     raise BadInput(f'--data {options.data}: no such folder')
   if options.workdir.exists() and not options.workdir.is_dir():
     raise BadInput(f'--workdir {options.workdir}: is a file, expected a folder')
-
   from rlhf_jax.data.builders import Place
-  from rlhf_jax.runtime import loop, metrics, results
-  _log(metrics.console)
+  from rlhf_jax.runtime import loop
   loop.stopping.install()
   options.workdir.mkdir(parents=True, exist_ok=True)
-  place = Place(options.workdir, options.data, options.skip_bad_rows)
-  told = loop.run_file(experiment, options.runs, place,
-                       loop.Options(options.checkpoint_seconds, options.profile))
-  metrics.console.print(results.table(told))
-  return _report(options)
+  return Place(options.workdir, options.data, options.skip_bad_rows)
+
+
+def _sweep(options: argparse.Namespace, overridden: list[tuple[str, str]]) -> int:
+  from rlhf_jax.runtime import experiment as experiments
+  from rlhf_jax.runtime import grid, overrides
+  experiment = overrides.apply(experiments.load(options.file), overridden)
+  points = grid.points(experiment)
+  if options.list:
+    print('\n'.join(points))
+    return 0
+  if options.workdir is None:
+    raise BadInput('sweep: the following arguments are required: --workdir')
+  from rlhf_jax.runtime import loop, metrics, sweep
+  _log(metrics.console)
+  failed = sweep.run(experiment, _begun(options), loop.Options(options.checkpoint_seconds),
+                     options.point)
+  if (options.workdir / 'summary.json').exists():
+    _report(options)
+  if failed:
+    raise OutOfReach(f'{len(failed)} of {1 if options.point else len(points)} points failed: '
+                     + '; '.join(f'{name} ({reason})' for name, reason in failed.items()))
+  return 0
 
 
 def _list(options: argparse.Namespace) -> int:
   from rlhf_jax.runtime import experiment as experiments
-  print('\n'.join(experiments.load(options.file).runs))
+  print('\n'.join(experiments.load(options.file, placeholders=True).runs))
   return 0
+
+
+def _named(options: argparse.Namespace) -> tuple[Any, str]:
+  """(Place, name) of the model that --model, or --workdir and --run, name."""
+  from rlhf_jax.data.builders import Place
+  given = bool(options.workdir) + bool(options.run)
+  if given not in (0, 2) or bool(options.model) == bool(given):
+    raise BadInput('name a model: either --model FOLDER, or --workdir DIR and --run RUN')
+  folder = options.workdir or Path(options.model).expanduser().resolve().parent
+  data = getattr(options, 'data', None)
+  # A slash tells a folder from a run.
+  name = options.run or str(Path(options.model).expanduser().resolve())
+  return Place(folder, data, getattr(options, 'skip_bad_rows', False)), name
 
 
 def _sample(options: argparse.Namespace) -> int:
-  from rlhf_jax.data.builders import Place
   from rlhf_jax.runtime import sample
-  sample.show(sample.sample(
-    Place(options.workdir, options.data, False), options.run, options.prompt, options.n,
-    options.temperature, options.max_tokens, options.seed))
+  place, name = _named(options)
+  sample.show(sample.sample(place, name, options.prompt, options.n, options.temperature,
+                            options.max_tokens, options.seed))
   return 0
+
+
+def _perplexity(options: argparse.Namespace) -> int:
+  from rlhf_jax.configs import Source
+  from rlhf_jax.data import builders
+  from rlhf_jax.runtime import perplexity, sample
+  place, name = _named(options)
+  parent = sample.load(place.workdir, name)
+  files = tuple(str(file.absolute()) for file in options.text)
+  source = Source('text', files)
+  texts, _ = builders.read((source,), place)
+  perplexity.show(perplexity.perplexity(
+    parent, [record.text for record in texts[:options.limit or None]]))
+  return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+  from rlhf_jax.runtime import export
+  architecture = export.export(options.workdir, options.run, options.out, options.dtype,
+                               options.ema)
+  print(f'{options.out}: {architecture}, tokenizer and model card')
+  return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+  show.run(options)
+  return 0
+
+
+def _preflight(options: argparse.Namespace, overridden: list[tuple[str, str]],
+               taken: Sequence[str]) -> int:
+  os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever is here, it is not what is compiled for
+  from rlhf_jax.runtime import chips, preflight, search
+  signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the compilation too
+  given = {name: getattr(options, name) for name in taken}
+  hbm = options.hbm * chips.GIB
+  wish = preflight.Wish(options.file, options.run, tuple(overridden),
+                        chips.topology(options.topology, hbm), given, options.part, hbm,
+                        options.data)
+  told = preflight.preflight(search.search(wish) if options.search else wish)
+  print(preflight.text(told))
+  if options.json is not None:
+    options.json.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')
+  return 0 if told['fits'] else 3
 
 
 def _report(options: argparse.Namespace) -> int:
@@ -184,6 +239,8 @@ def _log(console: Any) -> None:
   """What the program tells goes to stdout, warnings to stderr."""
   class Told(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
+      if not processes.first():
+        return
       if record.levelno >= logging.WARNING:
         print(record.getMessage(), file=sys.stderr, flush=True)
       else:

@@ -2,9 +2,10 @@
 `--help` answer at once.
 
 A comment behind a field is its documentation: `--help` prints it. A field whose value the paper
-leaves open says
-"paper: not stated". Left out: anything computed at run time. A config is never filled in or changed
-after it was read.
+leaves open says "paper: not stated". Where a field names a run it may name a model folder instead,
+with a slash in it ('gpt2/', '/models/pythia-70m'): Hugging Face's, or DIR/RUN of another workdir;
+relative ones are below --data.
+Left out: anything computed at run time. A config is never filled in or changed after it was read.
 """
 
 from dataclasses import dataclass, field
@@ -27,9 +28,16 @@ class Model:
   norm_epsilon: float = 1e-5  # added to the variance in the norm
   activation: str = 'gelu'  # 'gelu' (tanh form, GPT), 'gelu_exact' or 'silu'
   gated: bool = False  # a gate beside the MLP's up-projection (Llama: silu, gated)
+  parallel: bool = False  # attention and MLP read the same residual stream (GPT-NeoX)
   positions: str = 'rope'  # 'rope' or 'learned' (GPT-2/3)
   rope_theta: float = 10000.0  # base of the rotary frequencies
+  rotary: float = 1.0  # share of every head that is rotated (GPT-NeoX: 0.25)
+  rope_scaling: tuple[float, ...] = ()  # factor (linear), or factor, low, high, context (Llama 3)
+  window: int = 0  # tokens a banded layer looks back, itself included; 0: all layers are dense
+  window_every: int = 1  # every n-th layer is banded (GPT-3: 2, dense and banded alternate)
   bias: bool = True  # biases in projections (GPT yes, Llama no)
+  qkv_bias: bool = False  # biases of query, key and value alone (Qwen2)
+  qk_norm: bool = False  # every query and key head is normalised (Qwen3)
   tied: bool = True  # the embedding table is the unembedding too
   init_std: float = 0.02  # std of weights; output projections: / sqrt(2 L) (GPT-2)
   dropout: float = 0.0  # residual, in SFT only (paper C.1: 0.2 with 16 epochs)
@@ -66,10 +74,10 @@ class Mesh:
 class Source:
   """Where records come from: files as users have them, or a function that makes them."""
   kind: str = 'text'  # 'text', 'demonstrations', 'rankings' or 'prompts'
-  files: tuple[str, ...] = ()  # paths, absolute or below --data; .gz is fine
-  reader: str = 'jsonl'  # how a file is laid out, see rlhf_jax/data/readers.py
+  files: tuple[str, ...] = ()  # paths, absolute or below --data
+  reader: str = ''  # '': by the file; a name in data/readers.py; 'file.py:function'
   make: str = ''  # instead of files: 'module:function' of (split, size, seed), yields records
-  split: str = 'train'  # passed to `make`
+  split: str = 'train'  # passed to `make`; to a reader of one's own as (path, kind, split)
   size: int = 0  # records to take; 0: all there are
   seed: int = 0  # passed to `make`; the order in which `size` records are chosen
 
@@ -138,7 +146,7 @@ class Reward:
   data: str | tuple[Source, ...] = 'rankings'  # Collect run, or 'rankings' sources
   heldout_data: str | tuple[Source, ...] = ()  # rankings of held-out prompts
   demonstrations: str = ''  # Language run whose demonstrations score 0; empty: init_from
-  k_max: int = 9  # completions of a prompt, padded to this
+  k_max: int = 9  # completions of a prompt, padded to this; 0: as many as the data's longest has
   batch: int = 64  # prompts a step (paper C.2: 64)
   microbatch: int = 0  # prompts a gradient-accumulation piece; 0: the whole batch
   epochs: float = 1.0  # paper C.2: 1; more overfits
@@ -228,6 +236,22 @@ class Evaluate:
 
 
 Run = Language | Collect | Reward | PPO | Evaluate
+
+
+@dataclass(frozen=True)
+class Sweep:
+  """A PPO run and the values that some of its fields take: a point for each combination, all of
+  them measured on the run's evaluation prompts by its judge.
+  """
+  base: str = 'ppo'  # PPO run of the same file
+  grid: tuple[dict[str, tuple], ...] = ()  # field -> values, in all combinations; grids are joined
+  text: tuple[Source, ...] = ()  # held-out text: its loss above the start's is the alignment tax
+  stand_in: str = ''  # reward-model run that judges where the base run names no judge
+  spacing: float = 0.25  # of the square root of KL in nats, between two evaluations along a run
+  samples: int = 2  # responses a prompt in each evaluation; pairs of them try the reward model
+  best_of: int = 64  # samples a prompt of the start: best-of-n for n up to it; 0: none
+  batch: int = 256  # responses sampled at a time
+  seed: int = 0  # of the start's samples, which are the same for all points
 
 
 class BadInput(ValueError):

@@ -23,6 +23,15 @@ else:
   os.environ['XLA_FLAGS'] = _outside
 
 
+# Files that take minutes begin first (--no-loadscope-reorder), so that all workers end together.
+SLOW = ('test_experiments.py', 'test_kill.py', 'test_processes.py', 'test_slurm.py')
+
+
+def pytest_collection_modifyitems(items):
+  last = len(SLOW)
+  items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else last)
+
+
 @pytest.fixture(scope='package')
 def quick_compilation():
   """Compiles with few optimizations, twice as fast; for packages of very many tiny programs."""

@@ -75,3 +75,40 @@ def test_a_missing_file_of_a_later_run_is_told_before_the_first_step(tmp_path):
   done = run(tmp_path, 'sft')
   assert done.returncode == 2 and 'bad.jsonl' in done.stderr.strip().splitlines()[-1]
   assert not (tmp_path / 'w' / 'gpt').exists()
+
+
+def flip(checkpoint):
+  """Other bytes of the same number in every file of arrays."""
+  files = [path for path in checkpoint.rglob('*') if path.is_file() and path.stat().st_size > 100]
+  assert files
+  for path in files:
+    path.write_bytes(bytes(255 - byte for byte in path.read_bytes()))
+
+
+def test_a_corrupt_checkpoint_is_not_used_and_none_left_stops_the_run(tmp_path):
+  (tmp_path / 'e.py').write_text(EXPERIMENT)
+  (tmp_path / 'text.jsonl').write_text(TEXT)
+  words = ('gpt', '--gpt.steps', '6', '--checkpoint-seconds', '0')
+  assert run(tmp_path, *words).returncode == 0
+  folder = tmp_path / 'w' / 'gpt'
+  losses = lambda: [json.loads(row)['loss'] for row in (folder / 'metrics.jsonl').open()]
+  whole = losses()
+  steps = sorted(int(path.name) for path in (folder / 'checkpoints').iterdir())
+  assert steps == [5, 6]
+
+  (folder / 'finished.json').unlink()  # as if killed before its last file
+  flip(folder / 'checkpoints' / '6')
+  done = run(tmp_path, *words)
+  assert done.returncode == 0, done.stderr
+  assert 'checkpoints/6 is damaged' in done.stderr
+  assert 'trying the one before it, 5' in done.stderr
+  assert 'going on after step 5 of 6' in done.stdout
+  assert (folder / 'finished.json').exists() and losses() == whole
+
+  (folder / 'finished.json').unlink()
+  for path in (folder / 'checkpoints').iterdir():
+    flip(path)
+  done = run(tmp_path, *words)
+  last = done.stderr.strip().splitlines()[-1]
+  assert done.returncode == 2 and 'Traceback' not in done.stderr
+  assert 'no checkpoint is whole' in last and f'delete {folder.resolve()} to train it again' in last

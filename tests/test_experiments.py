@@ -31,7 +31,7 @@ def numbers(tree):
   return [tree] if isinstance(tree, int | float) and not isinstance(tree, bool) else []
 
 
-@pytest.mark.parametrize('name', ['quickstart', 'real_text', 'own_reward'])
+@pytest.mark.parametrize('name', ['quickstart', 'real_text', 'own_reward', 'kl_sweep'])
 def test_list_names_the_runs(name):
   lines = rlhf_jax('list', f'experiments/{name}.py').stdout.split()
   assert {'gpt', 'sft'} <= set(lines)
@@ -55,8 +55,8 @@ def test_quickstart_shows_what_it_promises(tmp_path):
   assert len(done) == 10 and all(c['fails_task_rate'] < 1 for c in done.values())
   assert models['ppo_ptx']['pretraining_loss'] < 1.03 * models['sft']['pretraining_loss']
   assert results['reward_model']['accuracy_heldout_labelers'] > 0.6
-  assert abs(results['labelers']['agreement_training'] - 0.726) < 0.04  # ± the prompts' own noise
-  assert abs(results['labelers']['agreement_heldout'] - 0.773) < 0.04
+  assert abs(results['labelers']['agreement_training'] - 0.726) < 0.015
+  assert abs(results['labelers']['agreement_heldout'] - 0.773) < 0.013
   assert (tmp_path / 'report.html').stat().st_size > 50_000
 
   said = rlhf_jax('sample', '--workdir', tmp_path, '--run', 'ppo_ptx', '-n', 3).stdout
@@ -120,3 +120,51 @@ def test_without_data_the_error_says_where_it_is_published(tmp_path):
   assert done.returncode == 2
   last = done.stderr.strip().splitlines()[-1]
   assert '--data' in last and 'github.com' in last
+
+
+def test_tinystories_lists_its_runs():
+  lines = rlhf_jax('list', 'experiments/tinystories.py').stdout.split()
+  assert {'sft', 'rankings', 'reward', 'ppo', 'ppo_ptx', 'evaluation'} <= set(lines)
+
+
+@pytest.mark.long
+def test_tinystories_makes_a_real_model_better(tmp_path):
+  if not REAL.is_dir():
+    pytest.skip('the real data is not beside the repository')
+  rlhf_jax('run', 'experiments/tinystories.py', '--workdir', tmp_path, '--data', REAL)
+  results = json.loads((tmp_path / 'results.json').read_text())
+  models = results['models']
+  win = {name: models[name]['win_rate_vs_sft'] for name in models}
+  assert set(models) == {'base', 'sft', 'ppo', 'ppo_ptx'}
+  assert win['base']['high'] < win['sft']['low'] < win['ppo_ptx']['low']
+  assert win['ppo_ptx']['mean'] >= 0.65 and win['ppo_ptx']['low'] > 0.5
+  tax = {name: models[name]['pretraining_loss_change'] for name in models}
+  low, high = models['ppo_ptx']['pretraining_loss_change_ci']
+  assert tax['sft'] == 0 and low <= tax['ppo_ptx'] <= high
+  assert tax['ppo_ptx'] <= 0.05
+  # Without the pretraining gradient more is lost, intervals apart.
+  assert models['ppo']['pretraining_loss_change_ci'][0] > high
+  assert results['reward_model']['accuracy'] > 0.6
+  page = (tmp_path / 'report.html').read_text(encoding='utf-8')
+  assert 'base beside sft beside ppo beside ppo_ptx' in page and page.count('class="ask"') >= 10
+
+
+@pytest.mark.long
+def test_the_policy_of_tinystories_is_read_by_transformers(tmp_path):
+  """Exported, it goes on from a prompt there as here."""
+  if not REAL.is_dir():
+    pytest.skip('the real data is not beside the repository')
+  pytest.importorskip('torch', reason='parity needs torch and transformers: pip install .[parity]')
+  transformers = pytest.importorskip('transformers')
+  rlhf_jax('run', 'experiments/tinystories.py', 'ppo_ptx', '--workdir', tmp_path, '--data', REAL,
+           '--sft.steps', 5, '--rankings.prompts.0.size', 24, '--ppo_ptx.updates', 1,
+           '--ppo_ptx.episodes', 8, '--ppo_ptx.minibatch', 4)
+  folder, prompt = tmp_path / 'exported', 'Write a story about a dog and a ball.'
+  rlhf_jax('export', '--workdir', tmp_path, '--run', 'ppo_ptx', '--out', folder)
+  ours = rlhf_jax('sample', '--workdir', tmp_path, '--run', 'ppo_ptx', '--prompt', prompt,
+                  '--temperature', 0, '--max-tokens', 60).stdout
+  tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+  model = transformers.AutoModelForCausalLM.from_pretrained(folder)
+  asked = tokenizer(prompt, return_tensors='pt').input_ids
+  theirs = model.generate(asked, do_sample=False, max_new_tokens=60)[0, asked.shape[1]:]
+  assert ours.strip() == tokenizer.decode(theirs, skip_special_tokens=True).strip()

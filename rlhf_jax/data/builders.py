@@ -1,8 +1,8 @@
 """Records → tokenised datasets below workdir/data, built once, named by all that they depend on.
 
 In: sources (or the rankings file of a Collect run), a tokenizer, lengths. Out: `Built`, two sets of
-fixed-size rows and a card that accounts for every record. Left out: reading (sources.py), how rows
-are laid out (rows.py) and stored (datasets.py).
+fixed-size rows and a card that accounts for every record (cards.py). Left out: reading
+(sources.py), how rows are laid out (rows.py) and stored (datasets.py).
 """
 
 import dataclasses
@@ -18,14 +18,16 @@ from typing import Any
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput, Source
-from rlhf_jax.data import rows, sources
+from rlhf_jax.data import cards, processes, readers, rows, sources
 from rlhf_jax.data.records import Demonstration, Text
-from rlhf_jax.data.sources import Place, read, require, split
+from rlhf_jax.data.rows import Limits
+from rlhf_jax.data.sources import Place, locate, read, require, split
 from rlhf_jax.data.tokenizer import Tokenizer
 
-__all__ = ['Built', 'Place', 'build', 'read', 'read_prompts', 'require', 'split', 'tokenizer_for']
+__all__ = ['Built', 'Limits', 'Place', 'build', 'locate', 'read', 'read_prompts', 'require',
+           'split', 'tokenizer_for']
 
-_FORMAT = 1  # of rows and cards; raise it when they change, so that old workdirs build anew
+_FORMAT = 2  # of rows and cards; raise it when they change, so that old workdirs build anew
 _log = logging.getLogger('rlhf_jax')
 
 
@@ -37,18 +39,16 @@ class Built:
   card: dict[str, Any]
 
 
-def build(data: Sequence[Source] | pathlib.Path | str, tokenizer: Tokenizer, place: Place, *,
-          heldout: float = 0.0, prompt_length: int = 0, response_length: int = 0, length: int = 0,
-          k_max: int = 0, seed: int = 0, prompt_cut: str = 'refuse') -> Built:
+def build(data: Sequence[Source] | pathlib.Path | str, tokenizer: Tokenizer, place: Place,
+          limits: Limits, *, heldout: float = 0.0, seed: int = 0) -> Built:
   """Tokenises records of one kind into rows, or opens what an earlier call built.
 
   Args:
     data: sources of one kind, or the path of a rankings file.
+    limits: P, R, T, K and what becomes of prompts above P: 'refuse' (a bad row: the build stops, or
+      counts it under --skip-bad-rows) or 'head' (kept up to the last sentence that fits, see
+      rows.cut). What the kind has no use for is ignored.
     heldout: share kept for validation, see sources.split_indices; `seed` chooses which.
-    prompt_length, response_length: P and R; text takes `length`, rankings take `k_max` too. What
-      the kind has no use for is ignored.
-    prompt_cut: what becomes of prompts above P: 'refuse' (a bad row: the build stops, or counts it
-      under --skip-bad-rows) or 'head' (kept up to the last sentence that fits, see rows.cut).
 
   Rows: text tokens int32 [T], valid, mask bool [T]; demonstrations the same over [P+R]; rankings
   tokens, valid, mask [K, P+R], ranks int32 [K], present bool [K]; prompts tokens, valid [P].
@@ -60,12 +60,12 @@ def build(data: Sequence[Source] | pathlib.Path | str, tokenizer: Tokenizer, pla
   if not data:
     raise BadInput('data: expected sources, found none')
   kind = data[0].kind
-  limits = rows.Limits(prompt_length, response_length, length, k_max, prompt_cut).of(kind)
+  limits = limits.of(kind)
   depends = {'format': _FORMAT, 'limits': dataclasses.asdict(limits), 'heldout': heldout,
-             'seed': seed if heldout else 0, 'tokenizer': tokenizer.json}
+             'seed': seed if heldout else 0, 'tokenizer': tokenizer.identity}
   folder = place.workdir / 'data' / f'{kind}-{_digest(data, place, depends)}'
-  if sources.process():
-    sources.wait_for(folder)
+  if not processes.first():
+    processes.wait_for(folder)
   elif not folder.is_dir():
     _build(folder, data, tokenizer, place, heldout, seed, limits)
   from rlhf_jax.data import datasets  # half a second
@@ -77,10 +77,12 @@ def _digest(data: Sequence[Source], place: Place, depends: Mapping[str, Any]) ->
   """Hash of the content of every file, how each is read, and whatever else rows depend on."""
   digest = hashlib.sha256(json.dumps([depends, place.skip_bad_rows], sort_keys=True).encode())
   for source in data:
-    made = bool(source.make)
-    digest.update(repr((source.kind, made, '' if made else source.reader, source.size,
-                        source.seed)).encode())
-    for path in sources.files(source, place):
+    made, reader = bool(source.make), '' if source.make else source.reader
+    digest.update(repr((source.kind, made, reader, source.size, source.seed)).encode())
+    paths = sources.files(source, place)
+    if readers.own(reader):
+      digest.update(source.split.encode() + sources.code(reader.rpartition(':')[0]))
+    for path in [*paths, *(other for main in paths for other in readers.beside(main, reader))]:
       with open(path, 'rb') as file:
         digest.update(hashlib.file_digest(file, 'sha256').digest())
   return digest.hexdigest()[:12]
@@ -91,15 +93,13 @@ def _build(folder: pathlib.Path, data: Sequence[Source], tokenizer: Tokenizer, p
   """Writes rows and card beside `folder`, then renames: a killed build leaves nothing half-used."""
   from rlhf_jax.data import datasets  # half a second
   kind = data[0].kind
-  gathered = sources.gather(data, place)
-  pieces = rows.pieces(kind, gathered.records, gathered.origins, tokenizer, limits,
-                       place.skip_bad_rows)
-  train, held = sources.split_indices(pieces.records, heldout, seed)
+  pieces, split_of, card = account(data, tokenizer, place, limits, heldout, seed)
   splits = {name: rows.arrays(kind, [pieces.tokens[index] for index in indices], tokenizer, limits)
-            for name, indices in (('train', train), ('heldout', held))}
-  card = _card(kind, gathered, pieces, {'train': train, 'heldout': held}, splits)
-  if not train:
-    raise BadInput(f'{kind}: expected records to train on, found none of {len(gathered.records)} '
+            for name, indices in split_of.items()}
+  card |= {'rows': {name: len(arrays['tokens']) for name, arrays in splits.items()},
+           'valid_tokens': {name: int(arrays['valid'].sum()) for name, arrays in splits.items()}}
+  if not split_of['train']:
+    raise BadInput(f'{kind}: expected records to train on, found none of {card["records"]} '
                    f'left; refused: {json.dumps(card["refused"])}; raise the length limits')
   half = folder.with_name(f'.{folder.name}.half')
   shutil.rmtree(half, ignore_errors=True)  # of a build that was killed
@@ -114,62 +114,32 @@ def _build(folder: pathlib.Path, data: Sequence[Source], tokenizer: Tokenizer, p
     if full:  # array_record raises its own exceptions
       raise BadInput(f'{folder}: no space left on the disk; free some and start again') from error
     raise
-  _log.info('%s', summary(card))
+  _log.info('%s', cards.summary(card))
 
 
-def _card(kind, gathered, pieces, split_of, splits) -> dict[str, Any]:
-  """The account: every record read is in a split, or counted with the reason why it is not."""
-  labelers = {getattr(record, 'labeler', '') for record in pieces.records} - {''}
-  card = {
-    'kind': kind, 'sources': gathered.card, 'records': len(gathered.records),
-    'refused': dict(sorted(pieces.refused.items())), 'cut': pieces.cut,
-    'tokens': pieces.lengths, 'split': {name: len(found) for name, found in split_of.items()},
-    'heldout_also_in_train': len(pieces.records) - sum(map(len, split_of.values())),
-    'rows': {name: len(arrays['tokens']) for name, arrays in splits.items()},
-    'valid_tokens': {name: int(arrays['valid'].sum()) for name, arrays in splits.items()}}
-  if kind == 'rankings':
-    card |= {'completions_removed': dict(sorted(pieces.removed.items())), 'labelers': len(labelers),
-             'k': _histogram(len(completions) for _, completions, _ in pieces.tokens)}
-  return card
+def account(data: Sequence[Source], tokenizer: Tokenizer, place: Place, limits: Limits,
+            heldout: float, seed: int) -> tuple[rows.Pieces, dict[str, list[int]], dict[str, Any]]:
+  """What `build` makes of records before it lays out rows: (pieces, indices of each split, card).
+
+  Raises: BadInput for bad rows.
+  """
+  kind = data[0].kind
+  gathered = sources.gather(data, place)
+  pieces = rows.pieces(kind, gathered.records, gathered.origins, tokenizer, limits,
+                       place.skip_bad_rows)
+  train, held = sources.split_indices(pieces.records, heldout, seed)
+  split_of = {'train': train, 'heldout': held}
+  return pieces, split_of, cards.card(kind, gathered, pieces, split_of, limits)
 
 
-def _histogram(values) -> dict[str, int]:
-  counts: dict[int, int] = {}
-  for value in values:
-    counts[value] = counts.get(value, 0) + 1
-  return {str(value): counts[value] for value in sorted(counts)}
-
-
-def summary(card: Mapping[str, Any]) -> str:
-  """A card as one paragraph."""
-  parts = []
-  for name, counts in card['sources'].items():
-    refused = ', '.join(f'{count} {reason}' for reason, count in counts['refused'].items())
-    more = [f'{counts[key]} {key.replace("_", " ")}' for key in ('duplicates', 'not_taken')
-            if counts[key]]
-    parts.append(f'{name}: {counts["read"]} rows read, {counts["kept"]} records kept'
-                 + (f', refused: {refused}' if refused else '') + ''.join(f', {m}' for m in more))
-  refused = ', '.join(f'{count} {reason}' for reason, count in card['refused'].items())
-  cuts = ', '.join(f'{value["count"]} {what} ({value["share"]:.1%})'
-                   for what, value in card['cut'].items() if value['count'])
-  removed = ', '.join(f'{count} {reason}' for reason, count
-                      in card.get('completions_removed', {}).items())
-  parts.append(f'{card["rows"]["train"]} rows to train on, {card["rows"]["heldout"]} held out'
-               + (f'; refused at the limits: {refused}' if refused else '')
-               + (f'; cut at the limits: {cuts}' if cuts else '')
-               + (f'; completions removed: {removed}' if removed else ''))
-  return f'{card["kind"]}: ' + '; '.join(parts)
-
-
-def read_prompts(data: Sequence[Source], tokenizer: Tokenizer, place: Place, *, prompt_length: int,
-                 prompt_cut: str = 'refuse') -> tuple[list[Any], dict[str, Any]]:
+def read_prompts(data: Sequence[Source], tokenizer: Tokenizer, place: Place,
+                 limits: Limits) -> tuple[list[Any], dict[str, Any]]:
   """Records of any kind but text whose prompts fit in P tokens, cut where asked, and the account.
 
   For what works on texts and not on rows: sampling for rankings, evaluation on rankings.
   Raises: BadInput for a prompt that is too long, unless skipped or cut.
   """
   gathered = sources.gather(data, place)
-  limits = rows.Limits(prompt_length=prompt_length, prompt_cut=prompt_cut)
   pieces = rows.fit_prompts(gathered.records, gathered.origins, tokenizer, limits,
                             place.skip_bad_rows)
   return pieces.records, {'kind': data[0].kind, 'sources': gathered.card, 'cut': pieces.cut,
@@ -187,8 +157,8 @@ def tokenizer_for(config: configs.Tokenizer, data: Sequence[Source], place: Plac
   depends = {'format': _FORMAT, 'vocabulary': config.vocabulary, 'heldout': heldout, 'seed': seed}
   sources.require(data, place)
   path = place.workdir / 'data' / f'tokenizer-{_digest(data, place, depends)}.json'
-  if sources.process():
-    sources.wait_for(path)
+  if not processes.first():
+    processes.wait_for(path)
   elif not path.is_file():
     train, _ = split(read(data, place)[0], heldout, seed)
     Tokenizer.train(_texts(train), config.vocabulary).save(path)

@@ -1,8 +1,8 @@
 """The records that everything else speaks of, what makes one valid, and how a judge is named.
 
 In: one JSON object of a JSONL file. Out: a frozen dataclass, or `Refused` that says field,
-expected, found and fix. Left out: files, line numbers and foreign layouts (readers.py), tokens
-(builders.py).
+expected, found and fix. Left out: files and line numbers (files.py), other layouts (layouts.py,
+published.py), tokens (rows.py).
 """
 
 import dataclasses
@@ -23,6 +23,41 @@ from rlhf_jax.configs import BadInput
 UNFINISHED = ' …'  # ends the text of a response cut at the limit: judges see it, no eos follows it
 
 
+_SPEAKERS = {'user': 'Human', 'assistant': 'Assistant'}  # as hh_rlhf calls them (Bai et al., 2022)
+
+
+class Chat(str):
+  """A conversation that an assistant is to go on with, wherever a prompt is.
+
+  As a text it is what people read ('Human: …\n\nAssistant: …\n\nHuman: …\n\nAssistant:');
+  `messages` is what a tokenizer with a chat template renders.
+  """
+  messages: tuple[Mapping[str, str], ...]  # {'role', 'content'} each
+
+  def __new__(cls, messages: Iterable[Mapping[str, str]], text: str = '') -> 'Chat':
+    """`text`: how the source itself writes the conversation, if it does."""
+    messages = tuple({'role': one['role'], 'content': one['content']} for one in messages)
+    if not text:
+      turns = [f'{_SPEAKERS.get(one["role"], one["role"].capitalize())}: {one["content"]}'
+               for one in messages]
+      text = '\n\n'.join([*turns, 'Assistant:'])
+    chat = super().__new__(cls, text)
+    chat.messages = messages
+    return chat
+
+  def __radd__(self, before: str) -> 'Chat':
+    """With a text before it, such as examples: the user's first message then starts with it."""
+    messages = [dict(one) for one in self.messages]
+    for one in messages:
+      if one['role'] == 'user':
+        one['content'] = before + one['content']
+        break
+    return Chat(messages, before + str(self))
+
+  def __getnewargs__(self) -> tuple[Any, ...]:
+    return self.messages, str(self)  # for copies and pickles
+
+
 @dataclasses.dataclass(frozen=True)
 class Text:
   """A document to pretrain on."""
@@ -31,7 +66,9 @@ class Text:
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-  """What a user asks. `meta` is any JSON-able dict and travels with the record."""
+  """What a user asks. `meta` is any JSON-able dict and travels with the record; in JSON its
+  'messages' are those of a prompt that is a Chat.
+  """
   prompt: str
   category: str = ''
   customer: str = ''
@@ -122,8 +159,6 @@ def from_row(kind: str, row: Any) -> Record:
   if not isinstance(row, dict):
     raise Refused('not an object', '', f'a JSON object with {_fields(kind)}', described(row),
                   'write one object a line')
-  if kind == 'rankings' and 'completions' not in row and ('chosen' in row or 'rejected' in row):
-    row = _pair(row)
   values = {name: _typed(kind, row, name, wanted) for name, wanted in _REQUIRED[kind].items()}
   fields = {field.name for field in dataclasses.fields(KINDS[kind])}
   for name, wanted in _OPTIONAL.items():
@@ -135,12 +170,32 @@ def from_row(kind: str, row: Any) -> Record:
                     'give it text or leave the row out')
   if kind == 'rankings':
     _check_ranking(values)
+  if 'messages' in values.get('meta', {}) and not isinstance(values['prompt'], Chat):
+    meta = dict(values['meta'])
+    messages = conversation('meta.messages', meta.pop('messages'))
+    values |= {'prompt': Chat(messages, values['prompt']), 'meta': meta}
   return KINDS[kind](**values)
+
+
+def conversation(field: str, value: Any) -> list[dict[str, str]]:
+  """A list of messages as {'role', 'content'}; what else they hold is dropped. Raises: Refused."""
+  check(field, value, list)
+  if not value:
+    raise Refused('no messages', field, 'at least one message', '[]', 'leave the row out')
+  messages = []
+  for index, one in enumerate(value):
+    check(f'{field}[{index}]', one, dict)
+    for name in ('role', 'content'):
+      check(f'{field}[{index}].{name}', one.get(name), str)
+    messages.append({'role': one['role'], 'content': one['content']})
+  return messages
 
 
 def to_row(record: Record) -> dict[str, Any]:
   """The JSON object of a record without empty optional fields. Inverse of `from_row`."""
   values = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+  if isinstance(values.get('prompt'), Chat):
+    values['meta'] = {**values['meta'], 'messages': list(values['prompt'].messages)}
   required = _REQUIRED[kind_of(record)]
   return {name: value for name, value in values.items() if name in required or value}
 
@@ -229,21 +284,13 @@ def _typed(kind: str, row: Mapping[str, Any], name: str, wanted: type) -> Any:
 
 
 def check(name: str, value: Any, wanted: type) -> None:
-  """Raises Refused unless `value` is of exactly that type, and text that UTF-8 can hold."""
-  if type(value) is not wanted:  # not isinstance: to Python true is an int, but it is no rank
+  """Raises Refused unless `value` is of that type, and text that UTF-8 can hold."""
+  # To Python true is an int, but it is no rank.
+  if not isinstance(value, wanted) or (isinstance(value, bool) and wanted is not bool):
     raise Refused('wrong type', name, _NAMES[wanted], described(value), f'make it {_NAMES[wanted]}')
   if wanted is str and _SURROGATE.search(value):
     raise Refused('half a character', name, 'text that UTF-8 can hold', show(value),
                   'remove the lone surrogate')
-
-
-def _pair(row: Mapping[str, Any]) -> dict[str, Any]:
-  """{"prompt", "chosen", "rejected"} as a ranking of two."""
-  chosen, rejected = (_typed('rankings', row, name, str) for name in ('chosen', 'rejected'))
-  if chosen == rejected:
-    raise Refused('equal completions', 'rejected', "another text than 'chosen'", show(rejected),
-                  'leave the row out')
-  return {**row, 'completions': [chosen, rejected], 'ranks': [1, 2]}
 
 
 def _check_ranking(values: dict[str, Any]) -> None:

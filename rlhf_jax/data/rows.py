@@ -7,14 +7,15 @@ was refused and cut, and numpy arrays [rows, …]. Left out: reading and splitti
 
 import collections
 import dataclasses
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Record
+from rlhf_jax.data.records import Chat, Demonstration, Prompt, Ranking, Record
 from rlhf_jax.data.tokenizer import Tokenizer
 
 _NEEDS = {'text': ('length',), 'prompts': ('prompt_length', 'prompt_cut'),
@@ -47,6 +48,14 @@ class Limits:
         raise BadInput(f'{name}: expected at least {least} for {kind}, found {value}')
     return Limits(**mine)
 
+  @classmethod
+  def like(cls, config: Any) -> 'Limits':
+    """Those of a run: its fields of the same names, and text_length."""
+    names = {field.name: field.name for field in dataclasses.fields(cls)} | (
+      {'length': 'text_length'} if hasattr(config, 'text_length') else {})
+    return cls(**{mine: getattr(config, name) for mine, name in names.items()
+                  if hasattr(config, name)})
+
 
 @dataclasses.dataclass
 class Pieces:
@@ -61,6 +70,7 @@ class Pieces:
   cut: dict[str, dict[str, float]]  # 'prompts', 'completions' -> count, share of those read
   lengths: dict[str, dict[str, int]]  # quantiles in tokens before any limit
   removed: collections.Counter[str]  # completions taken out of rankings, by reason
+  pairs: dict[str, int]  # of completions ranked unlike: 'read', 'equal_by_truncation'
 
 
 def pieces(kind: str, records: Sequence[Record], origins: Sequence[tuple[str, int]],
@@ -71,10 +81,10 @@ def pieces(kind: str, records: Sequence[Record], origins: Sequence[tuple[str, in
   or it is counted under skip_bad_rows. A demonstration above R is refused and counted: half an
   answer teaches to stop in the middle. A completion above R is cut, as the policy's own would be.
   """
-  out = Pieces([], [], collections.Counter(), {}, {}, collections.Counter())
+  out = Pieces([], [], collections.Counter(), {}, {}, collections.Counter(), {})
   if kind == 'text':
     out.records, out.tokens = list(records), tokenizer.encode_all([item.text for item in records])
-    out.lengths['text'] = _quantiles([len(ids) for ids in out.tokens])
+    out.lengths['text'] = quantiles([len(ids) for ids in out.tokens])
     return out
   fitting, prompts = _prompts(records, origins, tokenizer, limits, skip_bad_rows, out)
   if kind == 'prompts':
@@ -90,7 +100,7 @@ def fit_prompts(records: Sequence[Prompt | Demonstration | Ranking],
                 origins: Sequence[tuple[str, int]], tokenizer: Tokenizer, limits: Limits,
                 skip_bad_rows: bool) -> Pieces:
   """The records of any kind whose prompts fit, or do so after a cut; all else stays as it was."""
-  out = Pieces([], [], collections.Counter(), {}, {}, collections.Counter())
+  out = Pieces([], [], collections.Counter(), {}, {}, collections.Counter(), {})
   out.records, out.tokens = _prompts(records, origins, tokenizer, limits.of('prompts'),
                                      skip_bad_rows, out)
   return out
@@ -99,10 +109,12 @@ def fit_prompts(records: Sequence[Prompt | Demonstration | Ranking],
 def _prompts(records, origins, tokenizer, limits, skip_bad_rows, out):
   """(records, prompt ids) of those that fit, or do so after a cut."""
   refuse = _refuse(out, skip_bad_rows)
-  found = tokenizer.encode_prompts([record.prompt for record in records])
-  out.lengths['prompt'] = _quantiles([len(ids) for ids in found])
+  found = _encoded(records, origins, tokenizer, refuse)
+  out.lengths['prompt'] = quantiles([len(ids) for ids in found if ids])
   fitting, prompts, cuts = [], [], 0
   for record, ids, origin in zip(records, found, origins, strict=True):
+    if not ids:
+      continue
     if isinstance(record, Ranking) and 0 < limits.k_max < len(record.completions):
       refuse(origin, 'more completions than k_max', f"field 'completions': expected at most "
              f'{limits.k_max}, found {len(record.completions)}; raise k_max')
@@ -121,6 +133,21 @@ def _prompts(records, origins, tokenizer, limits, skip_bad_rows, out):
   return fitting, prompts
 
 
+def _encoded(records, origins, tokenizer, refuse):
+  """Prompt ids of each record; none where a chat template refuses its messages."""
+  try:
+    return tokenizer.encode_prompts([record.prompt for record in records])
+  except BadInput:  # which record it is remains to be found
+    found = []
+  for record, origin in zip(records, origins, strict=True):
+    try:
+      found.append(tokenizer.encode_prompt(record.prompt))
+    except BadInput as error:
+      refuse(origin, 'refused by the chat template', f"field 'prompt': {error}")
+      found.append([])
+  return found
+
+
 def _refuse(out, skip_bad_rows):
   def refuse(origin, reason, message):
     if not skip_bad_rows:
@@ -132,7 +159,7 @@ def _refuse(out, skip_bad_rows):
 def _demonstrations(records: Sequence[Demonstration], prompts, tokenizer, limits, out) -> None:
   found = tokenizer.encode_responses([record.prompt for record in records],
                                      [record.response for record in records])
-  out.lengths['response'] = _quantiles([len(ids) + 1 for ids in found])
+  out.lengths['response'] = quantiles([len(ids) + 1 for ids in found])
   for record, prompt, ids in zip(records, prompts, found, strict=True):
     if len(ids) + 1 > limits.response_length:
       out.refused['response too long'] += 1
@@ -147,16 +174,21 @@ def _rankings(records: Sequence[Ranking], prompts, tokenizer, limits, out) -> No
   flat = [(record.prompt, text) for record, completions in zip(records, texts, strict=True)
           for text, _ in completions]
   found = tokenizer.encode_responses(*zip(*flat, strict=True)) if flat else []
-  out.lengths['response'] = _quantiles([len(ids) + 1 for ids in found])
+  out.lengths['response'] = quantiles([len(ids) + 1 for ids in found])
   ids_of, cuts = iter(found), 0
+  out.pairs = {'read': 0, 'equal_by_truncation': 0}
   for record, prompt, completions in zip(records, prompts, texts, strict=True):
     kept: dict[tuple[int, ...], tuple[str, int]] = {}
-    tokens, ranks = [], []
+    tokens, ranks, met = [], [], []
     for (text, ended), rank in zip(completions, record.ranks, strict=True):
       ids = next(ids_of)
       whole = ended and len(ids) < limits.response_length
       cuts += ended and not whole
       ids = (*ids, tokenizer.eos) if whole else tuple(ids[:limits.response_length])
+      for earlier, its_text, its_rank in met:
+        out.pairs['read'] += rank != its_rank
+        out.pairs['equal_by_truncation'] += rank != its_rank and text != its_text and ids == earlier
+      met.append((ids, text, rank))
       other, its_rank = kept.setdefault(ids, (text, rank))
       if not ids:
         out.removed['unfinished without a token'] += 1
@@ -179,9 +211,12 @@ def cut(prompt: str, tokenizer: Tokenizer, limit: int) -> tuple[str, list[int]] 
   """The prompt within `limit` tokens and its ids; None where not even a word of it fits.
 
   A post keeps its head up to the last sentence that fits, and its last line where that asks for the
-  response ('TL;DR:'). A dialogue loses its earliest turns: the last one is what is answered.
+  response ('TL;DR:'). A dialogue loses its earliest turns: the last one is what is answered; a
+  conversation keeps its system message.
   Source: Stiennon et al. 2020 cut posts at the last newline that fits, not in mid-sentence.
   """
+  if isinstance(prompt, Chat):
+    return _cut_chat(prompt, tokenizer, limit)
   speaker = _SPEAKER.match(prompt)
   mark = '\n\n' + speaker.group() if speaker else None
   while mark and mark in prompt:
@@ -190,13 +225,35 @@ def cut(prompt: str, tokenizer: Tokenizer, limit: int) -> tuple[str, list[int]] 
       return prompt, ids
   found = _TAIL.search(prompt)
   body, tail = (prompt[:found.start()], found.group()) if found else (prompt, '')
-  room = limit - len(tokenizer.encode_prompt(tail))
+  return _shortened(body, lambda text: text + tail, tokenizer, limit)
+
+
+def _cut_chat(prompt: Chat, tokenizer: Tokenizer, limit: int) -> tuple[str, list[int]] | None:
+  """`cut` of a conversation, from one of the user's turns on; the last one keeps its head."""
+  turns = list(itertools.dropwhile(lambda one: one['role'] == 'system', prompt.messages))
+  system = prompt.messages[:len(prompt.messages) - len(turns)]
+  starts = [index for index, one in enumerate(turns) if one['role'] == 'user']
+  for start in starts[1:]:
+    shorter = Chat((*system, *turns[start:]))
+    if len(ids := tokenizer.encode_prompt(shorter)) <= limit:
+      return shorter, ids
+  if not starts:
+    return None
+  asked, *rest = turns[starts[-1]:]
+  return _shortened(asked['content'], lambda text: Chat(
+    (*system, {'role': 'user', 'content': text}, *rest)), tokenizer, limit)
+
+
+def _shortened(body: str, whole: Callable[[str], str], tokenizer: Tokenizer,
+               limit: int) -> tuple[str, list[int]] | None:
+  """The prompt `whole(head of body)` that fits, and its ids."""
+  room = limit - len(tokenizer.encode_prompt(whole('')))
   while room > 0:
     text = _head(body, len(tokenizer.head(body, room)))
     if not text:
       return None
-    if len(ids := tokenizer.encode_prompt(text + tail)) <= limit:
-      return text + tail, ids
+    if len(ids := tokenizer.encode_prompt(whole(text))) <= limit:
+      return whole(text), ids
     room -= len(ids) - limit
   return None
 
@@ -248,10 +305,12 @@ def _packed(documents: Sequence[list[int]], tokenizer: Tokenizer,
             length: int) -> dict[str, np.ndarray]:
   """Documents, each [bos] text [eos], one after the other in rows; only the last row is padded.
 
+  Without bos where the tokenizer's texts start without one (tokenizer.py has the rule).
+
   The first token of a row has nothing before it that could predict it: `mask` leaves it out.
   """
-  start = [] if tokenizer.bos is None else [tokenizer.bos]
-  flat = np.array([index for ids in documents for index in (*start, *ids, tokenizer.eos)], np.int32)
+  flat = np.array([index for ids in documents for index in (*tokenizer.start, *ids, tokenizer.eos)],
+                  np.int32)
   rows = -(-len(flat) // length)
   tokens = np.full(rows * length, tokenizer.pad, np.int32)
   tokens[:len(flat)] = flat
@@ -261,7 +320,8 @@ def _packed(documents: Sequence[list[int]], tokenizer: Tokenizer,
   return {'tokens': tokens.reshape(rows, length), 'valid': valid, 'mask': mask}
 
 
-def _quantiles(lengths: Sequence[int]) -> dict[str, int]:
+def quantiles(lengths: Sequence[int]) -> dict[str, int]:
+  """p50, p90, p99 and max, each a length that occurs."""
   if not lengths:
     return {}
   quantiles = np.percentile(lengths, [50, 90, 99, 100], method='higher')

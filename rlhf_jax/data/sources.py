@@ -13,13 +13,11 @@ import json
 import logging
 import pathlib
 import random
-import sys
-import time
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from rlhf_jax.configs import BadInput, OutOfReach, Source
-from rlhf_jax.data import readers, records
+from rlhf_jax.configs import BadInput, Source
+from rlhf_jax.data import duplicates, processes, published, readers, records
 from rlhf_jax.data.records import KINDS, Demonstration, Ranking, Record, Text
 
 _log = logging.getLogger('rlhf_jax')
@@ -55,54 +53,62 @@ def gather(sources: Sequence[Source], place: Place) -> Gathered:
   """`read` with the origin of each record.
 
   The counts of a source: 'read' rows, 'refused' {reason: rows}, 'records' made of them,
-  'duplicates' removed (never from a function: how often it says something is its own choice),
-  'not_taken' because of Source.size, 'kept'; for rankings 'labelers' and 'sets' such as
-  'intransitive sets'.
+  'duplicates' and 'long_prefix_duplicates' removed (never from a function: how often it says
+  something is its own choice), 'not_taken' because of Source.size, 'kept'; for rankings 'labelers'
+  and 'sets' such as 'intransitive sets'.
   """
   require(sources, place)
   kinds = sorted({source.kind for source in sources})
   if len(kinds) != 1:
     raise BadInput(f'data: expected sources of one kind, found {", ".join(kinds) or "none"}')
-  gathered, seen = Gathered([], [], {}), set()
-  for source in sources:
-    _gather(source, place, gathered, seen)
+  gathered = _gather(sources, place)
   if not gathered.records:
     refused = {name: counts['refused'] for name, counts in gathered.card.items()}
     raise BadInput(f'data: expected records, found none after refusing {json.dumps(refused)}')
   return gathered
 
 
-def _gather(source: Source, place: Place, into: Gathered, seen: set[Hashable]) -> None:
-  """Appends the records of one source."""
-  found = []  # (name in the card, path, line, record)
-  reader = 'jsonl' if source.make else source.reader
-  for path in files(source, place):
-    name = f'{source.make} {source.split}' if source.make else label(path, place)
-    while name in into.card:
-      name += "'"
-    lines, reading = readers.read_file(path, reader, source.kind, place.skip_bad_rows)
-    counts = into.card[name] = {
-      'read': reading.rows, 'refused': dict(sorted(reading.refused.items())), 'records': len(lines),
-      'duplicates': 0, 'not_taken': 0, 'kept': 0}
-    if reading.sets:
-      counts['sets'] = dict(sorted(reading.sets.items()))
-    if source.kind == 'rankings':
-      counts['labelers'] = len({record.labeler for _, record in lines if record.labeler})
-    for line, record in lines:
-      if not source.make and _content(record) in seen:
-        counts['duplicates'] += 1
-        continue
-      seen.add(_content(record))
-      found.append((name, str(path), line, record))
-  if source.files and 0 < source.size < len(found):
-    taken = set(random.Random(source.seed).sample(range(len(found)), source.size))
-  else:
-    taken = set(range(len(found)))
-  for index, (name, path, line, record) in enumerate(found):
-    into.card[name]['kept' if index in taken else 'not_taken'] += 1
-    if index in taken:
-      into.records.append(record)
-      into.origins.append((path, line))
+def _gather(sources: Sequence[Source], place: Place) -> Gathered:
+  """Reads all files, then takes out what is there twice, then what is above Source.size."""
+  gathered, seen = Gathered([], [], {}), set()
+  found: list[tuple[int, str, str, int, Record]] = []  # source, name in the card, path, line
+  for number, source in enumerate(sources):
+    for path in files(source, place):
+      name = f'{source.make} {source.split}' if source.make else label(path, place)
+      while name in gathered.card:
+        name += "'"
+      lines, reading = readers.read_file(path, '' if source.make else source.reader, source.kind,
+                                         place.skip_bad_rows, source.split)
+      counts = gathered.card[name] = {
+        'read': reading.rows, 'refused': dict(sorted(reading.refused.items())),
+        'records': len(lines), 'duplicates': 0, 'long_prefix_duplicates': 0, 'not_taken': 0,
+        'kept': 0}
+      if reading.sets:
+        counts['sets'] = dict(sorted(reading.sets.items()))
+      if source.kind == 'rankings':
+        counts['labelers'] = len({record.labeler for _, record in lines if record.labeler})
+      for line, record in lines:
+        if not source.make and _content(record) in seen:
+          counts['duplicates'] += 1
+          continue
+        seen.add(_content(record))
+        found.append((number, name, str(path), line, record))
+  own = [index for index, row in enumerate(found) if sources[row[0]].files]
+  repeats = {own[index] for index in duplicates.repeats([found[index][-1] for index in own])}
+  for index in repeats:
+    gathered.card[found[index][1]]['long_prefix_duplicates'] += 1
+  found = [row for index, row in enumerate(found) if index not in repeats]
+  for number, source in enumerate(sources):
+    rows = [row for row in found if row[0] == number]
+    taken = set(range(len(rows)))
+    if source.files and 0 < source.size < len(rows):
+      taken = set(random.Random(source.seed).sample(range(len(rows)), source.size))
+    for index, (_, name, path, line, record) in enumerate(rows):
+      gathered.card[name]['kept' if index in taken else 'not_taken'] += 1
+      if index in taken:
+        gathered.records.append(record)
+        gathered.origins.append((path, line))
+  return gathered
 
 
 def _content(record: Record) -> Hashable:
@@ -138,7 +144,9 @@ def require(sources: Sequence[Source], place: Place) -> None:
   for source in sources:
     if source.kind not in KINDS:
       raise BadInput(f'source: kind: expected {_near(source.kind, KINDS)}, found {source.kind!r}')
-    if source.reader not in readers.READERS:
+    if readers.own(source.reader):
+      records.load(source.reader, 'source: reader')
+    elif source.reader not in readers.READERS:
       raise BadInput(f'source: reader: expected {_near(source.reader, readers.READERS)}, '
                      f'found {source.reader!r}')
     if bool(source.files) == bool(source.make):
@@ -148,8 +156,8 @@ def require(sources: Sequence[Source], place: Place) -> None:
   if not missing:
     return
   folders = dict.fromkeys(pathlib.PurePath(name).parts[0] for name in missing)
-  known = [f'{folder} from {readers.PUBLISHED[folder]}' for folder in folders
-           if folder in readers.PUBLISHED]
+  known = [f'{folder} from {published.PUBLISHED[folder]}' for folder in folders
+           if folder in published.PUBLISHED]
   where = f'below {place.data}' if place.data else 'here, and --data DIR was not given'
   raise BadInput(f'{", ".join(dict.fromkeys(missing))}: expected '
                  f'{"this file" if len(missing) == 1 else "these files"}, found nothing {where}'
@@ -161,6 +169,7 @@ def _near(name: str, names: Mapping[str, Any]) -> str:
 
 
 def locate(name: str, place: Place) -> pathlib.Path:
+  """The path that a config names: relative ones are below --data, where that was given."""
   path = pathlib.Path(name).expanduser()
   return path if place.data is None or path.is_absolute() else place.data / path
 
@@ -171,11 +180,11 @@ def _made(source: Source, place: Place) -> pathlib.Path:
   Its name holds a hash of the function's code, so that a changed world is made anew.
   """
   module = source.make.partition(':')[0]
-  digest = hashlib.sha256(repr(source).encode() + _code(module)).hexdigest()[:12]
+  digest = hashlib.sha256(repr(source).encode() + code(module)).hexdigest()[:12]
   name = '-'.join([source.kind, *source.make.replace(':', '.').split('.')[-1:], source.split])
   path = place.workdir / 'data' / 'sources' / f'{name}-{digest}.jsonl'
-  if process():
-    wait_for(path)
+  if not processes.first():
+    processes.wait_for(path)
   if path.is_file():
     return path
   make = records.load(source.make, 'source: make')
@@ -192,7 +201,7 @@ def _made(source: Source, place: Place) -> pathlib.Path:
   return path
 
 
-def _code(module: str) -> bytes:
+def code(module: str) -> bytes:
   """Source code of a module, or of the whole package it lies in; nothing where it is not found."""
   if module.endswith('.py'):
     path = pathlib.Path(module).expanduser()
@@ -208,29 +217,6 @@ def _code(module: str) -> bytes:
   return b''.join(file.read_bytes() for file in package)
 
 
-def process() -> int:
-  """Index of this process; 0 where jax.distributed is not in use. Only process 0 builds data."""
-  jax = sys.modules.get('jax')
-  return jax.process_index() if jax and jax.distributed.is_initialized() else 0
-
-
-def wait_for(path: pathlib.Path, seconds: float = 3600) -> None:
-  """Returns when another process has put `path` there. Raises: OutOfReach after `seconds`."""
-  until = time.monotonic() + seconds
-  while not path.exists():
-    if time.monotonic() > until:
-      raise OutOfReach(f'{path}: process 0 has not built it within {seconds:.0f} s')
-    time.sleep(0.2)
-
-
-def normal(text: str) -> str:
-  """What two prompts share that only differ in whitespace and case."""
-  return ' '.join(text.casefold().split())
-
-
-def content(record: Record) -> str:
-  """The prompt of a record, or the text of a document."""
-  return record.text if isinstance(record, Text) else record.prompt
 
 
 def split(items: Sequence[Record], heldout: float, seed: int) -> tuple[list[Record], list[Record]]:
@@ -244,24 +230,29 @@ def split_indices(items: Sequence[Record], heldout: float,
   """Which records train and which are held out: about a share `heldout` of them.
 
   By customer where it is known, else by prompt or document, in the order of a hash of (seed, name):
-  nothing depends on the order of the records. A prompt is never on both sides, whitespace and case
-  aside: where a held-out customer wrote what a training customer wrote too, the record is in
-  neither; where that leaves nothing, the split is by prompt alone.
+  nothing depends on the order of the records. Prompts that are nearly the same (duplicates.groups)
+  are never on both sides: where a held-out customer wrote what a training customer wrote too, the
+  record is in neither; where that leaves nothing, the split is by prompt alone.
   """
   if not 0 <= heldout < 1:
     raise BadInput(f'heldout: expected a share from 0 to below 1, found {heldout}')
   if heldout == 0:
     return list(range(len(items))), []
-  prompts = [normal(content(item)) for item in items]
+  numbers = duplicates.groups(items)
+  names: dict[int, str] = {}  # the least of a group's prompts: it does not depend on their order
+  for number, item in zip(numbers, items, strict=True):
+    name = ' '.join(duplicates.content(item).casefold().split())
+    names[number] = min(names.get(number, name), name)
+  by_prompt = [f'p {names[number]}' for number in numbers]
   customers = [getattr(item, 'customer', '') for item in items]
-  by_customer = [f'c {customer}' if customer else f'p {prompt}'
-                 for customer, prompt in zip(customers, prompts, strict=True)]
-  for groups in (by_customer, [f'p {prompt}' for prompt in prompts]):
+  by_customer = [f'c {customer}' if customer else prompt
+                 for customer, prompt in zip(customers, by_prompt, strict=True)]
+  for groups in (by_customer, by_prompt):
     held = _held(groups, heldout, seed)
     train = [index for index, group in enumerate(groups) if group not in held]
-    trained = {prompts[index] for index in train}
+    trained = {numbers[index] for index in train}
     left = [index for index, group in enumerate(groups)
-            if group in held and prompts[index] not in trained]
+            if group in held and numbers[index] not in trained]
     if left:
       return train, left
   return list(range(len(items))), []  # everything is one prompt

@@ -1,22 +1,33 @@
 """Text to ids and back: one interface over a byte-level BPE of our own and over any tokenizer.json.
 
-In: text. Out: lists of ids without padding. Left out: chat templates, truncation and padding
-(builders.py lays rows out).
+In: text. Out: lists of ids without padding. Left out: truncation and padding (rows.py lays rows
+out), training of anything but byte-level BPE.
 
 Special tokens never come from text: a document that holds the letters '<|eos|>' is encoded as those
-letters. Padding is never eos, and no code asks whether a token is padding: masks say so.
+letters, and so is a message of a conversation; only a chat template writes special tokens. Padding
+is never eos, and no code asks whether a token is padding: masks say so.
+
+Which tokens are special is said by the files beside tokenizer.json (settings.py), else guessed by
+name. A text starts with bos if `add_bos_token` is true there; where that is not said, if the
+tokenizer.json itself puts bos first; where that has no post-processor either, if bos is another
+token than eos (GPT-2's <|endoftext|> only parts documents).
 """
 
 import functools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers, trainers
+from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from rlhf_jax.configs import BadInput
+from rlhf_jax.data import chat, settings
+from rlhf_jax.data.records import Chat
+from rlhf_jax.data.settings import Settings
 
 PAD, BOS, EOS = '<|pad|>', '<|bos|>', '<|eos|>'
 # How published tokenizer.json files call them, in the order they are looked for.
@@ -26,28 +37,44 @@ _EOSES = (EOS, '</s>', '<eos>', '<|eot_id|>', '<|im_end|>', '<|end_of_text|>', '
 
 
 class Tokenizer:
-  """`pad`, `bos` (None where there is none), `eos`: ids. `vocabulary`: number of ids."""
+  """Ids: `pad`; `bos` (None where there is none); `eos`, written after texts and responses; `ends`,
+  all that end a response, eos first; `start`, what texts begin with, [bos] or nothing.
 
-  def __init__(self, backend: tokenizers.Tokenizer):
+  `vocabulary`: number of ids. `template`: of a chat, '' where there is none.
+  """
+
+  def __init__(self, backend: tokenizers.Tokenizer, given: Settings = Settings()):
     """Wraps a `tokenizers` backend. Raises: BadInput where it has no token that ends a text."""
-    self._backend = backend
+    self._backend, self._given = backend, given
     backend.no_padding()
     backend.no_truncation()
     backend.encode_special_tokens = True  # '<|eos|>' in a text is seven letters, not its end
     self.vocabulary: int = backend.get_vocab_size(with_added_tokens=True)
-    eos = self._first(_EOSES)
+    self.template = given.template
+    # An id that is not in the vocabulary is never sampled.
+    ends = tuple(index for index in given.ends if index < self.vocabulary)
+    eos = self._named('eos_token', given.eos) if given.eos else (
+      ends[0] if ends else self._first(_EOSES))
     if eos is None:
       raise BadInput(f'tokenizer: expected a token that ends a text, one of {", ".join(_EOSES)}; '
-                     'found none')
+                     'found none; name it as eos_token in tokenizer_config.json')
     self.eos: int = eos
-    self.bos: int | None = self._first(_BOSES)
-    pad = self._first(_PADS)
-    # Without a token of its own padding takes an id that the embedding table has and eos is not.
-    self.pad: int = pad if pad is not None else int(eos == 0)
-    self._hidden = {self.eos, self.bos} | ({self.pad} if pad is not None else set())
+    self.ends: tuple[int, ...] = tuple(dict.fromkeys((eos, *ends)))
+    self.bos: int | None = self._named('bos_token', given.bos) if given.bos else (
+      self._first(_BOSES) if given.bos is None else None)
+    self.start: list[int] = [self.bos] if self._starts_with_bos() else []
+    pad = self._first(_PADS if given.pad is None else (given.pad,))
+    self._has_pad = pad is not None and pad not in self.ends
+    # Without a token of its own padding takes an id that the embedding table has and no end is.
+    self.pad: int = pad if self._has_pad else next(
+      index for index in range(self.vocabulary) if index not in self.ends)
+    self._hidden = {*self.ends, self.bos} | ({self.pad} if self._has_pad else set())
     # SentencePiece files put a space before every text by themselves.
     first = backend.encode('a', add_special_tokens=False).tokens[:1]
     self._prepends_space = first in (['▁'], ['▁a'])
+    names = {name: token for name, token in self.config().items()
+             if name.endswith('_token') and isinstance(token, str)}
+    self._chat = chat.Template(given.template, names) if given.template else None
 
   @classmethod
   def train(cls, texts: Iterable[str], vocabulary: int) -> 'Tokenizer':
@@ -66,7 +93,10 @@ class Tokenizer:
 
   @classmethod
   def from_file(cls, path: str | pathlib.Path) -> 'Tokenizer':
-    """Reads a tokenizer.json. Raises: BadInput where it is missing or is none."""
+    """Reads a tokenizer.json and the settings beside it (settings.py).
+
+    Raises: BadInput where it is missing or is none, or where a setting makes no sense.
+    """
     path = pathlib.Path(path)
     if not path.is_file():
       raise BadInput(f'{path}: expected a tokenizer.json, found no such file')
@@ -75,23 +105,65 @@ class Tokenizer:
     except Exception as error:  # the Rust side raises a bare Exception
       raise BadInput(f'{path}: expected a tokenizer.json of the tokenizers library, '
                      f'found {error}') from error
-    return cls(backend)
+    given = settings.read(path.parent)
+    try:
+      return cls(backend, given)
+    except BadInput as error:
+      raise BadInput(f'{path}: {error}') from error
 
   def save(self, path: str | pathlib.Path) -> None:
-    """Writes tokenizer.json, whole or not at all."""
+    """Writes tokenizer.json, and what was read beside it; each file whole or not at all."""
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-    with open(temporary, 'w', encoding='utf-8') as file:
-      file.write(self.json)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
+    written = {path.name: self.json}
+    if self._given != Settings():
+      written |= {name: json.dumps(content, ensure_ascii=False, indent=1) + '\n'
+                  for name, content in (('tokenizer_config.json', self.config()),
+                                        ('generation_config.json', self.generation()))}
+    for name, content in written.items():
+      temporary = path.with_name(f'.{name}.{os.getpid()}')
+      with open(temporary, 'w', encoding='utf-8') as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+      os.replace(temporary, path.with_name(name))
 
   @functools.cached_property
   def json(self) -> str:
-    """The file's content; equal tokenizers have equal JSON, so datasets are named by its hash."""
+    """The file's content."""
     return json.dumps(json.loads(self._backend.to_str()), ensure_ascii=False, indent=1)
+
+  @functools.cached_property
+  def identity(self) -> str:
+    """All that ids of texts depend on: tokenizers that encode alike have equal ones."""
+    return json.dumps([self.json, self.pad, self.bos, self.start, self.ends, self.template])
+
+  def config(self) -> dict[str, Any]:
+    """tokenizer_config.json, as transformers reads it."""
+    names = {'bos_token': self.bos, 'eos_token': self.eos,
+             'pad_token': self.pad if self._has_pad else None}
+    found = {name: None if index is None else self._backend.id_to_token(index)
+             for name, index in names.items()}
+    if self._given.pad:  # it may be an end token too; others do without our masks at their own risk
+      found['pad_token'] = self._given.pad
+    found |= {'tokenizer_class': 'PreTrainedTokenizerFast', 'add_bos_token': bool(self.start),
+              'clean_up_tokenization_spaces': False}
+    return found | ({'chat_template': self.template} if self.template else {})
+
+  def generation(self) -> dict[str, Any]:
+    """What generation_config.json says of tokens, as transformers reads it."""
+    ends = self.eos if len(self.ends) == 1 else list(self.ends)
+    return {'bos_token_id': self.bos, 'eos_token_id': ends, 'pad_token_id': self.pad}
+
+  def published(self) -> str:
+    """tokenizer.json for other programs: it puts bos first by itself where texts start so here."""
+    if not self.start or self._backend.post_processor is not None:
+      return self.json
+    bos = self._backend.id_to_token(self.bos)
+    copy = tokenizers.Tokenizer.from_str(self.json)
+    copy.post_processor = processors.TemplateProcessing(
+      single=f'{bos} $A', pair=f'{bos} $A $B', special_tokens=[(bos, self.bos)])
+    return json.dumps(json.loads(copy.to_str()), ensure_ascii=False, indent=1)
 
   def encode(self, text: str) -> list[int]:
     """Ids of `text`, nothing added."""
@@ -108,18 +180,27 @@ class Tokenizer:
     return text[:spans[-1][1]] if spans else ''
 
   def encode_prompt(self, text: str) -> list[int]:
-    """[bos] + ids."""
+    """Ids of a prompt, a `Chat` or any text; never empty.
+
+    [bos] + ids of the text, where texts start with bos. With a chat template: what it renders of
+    the messages, a plain text being the user's one message, with its own special tokens.
+    Raises: BadInput where the chat template refuses the messages.
+    """
     return self.encode_prompts([text])[0]
 
   def encode_prompts(self, texts: Sequence[str]) -> list[list[int]]:
     """`encode_prompt` of many."""
-    start = [] if self.bos is None else [self.bos]
-    return [start + ids for ids in self.encode_all(texts)]
+    # A model needs a token to go on from; eos is what stands before a text that has no bos.
+    empty = [self.eos if self.bos is None else self.bos]
+    if self._chat:
+      return [ids or empty for ids in self._encode_chats(list(map(_messages, texts)))]
+    return [self.start + ids or empty for ids in self.encode_all(texts)]
 
   def encode_response(self, prompt: str, response: str) -> list[int]:
     """Ids of `response` as it stands after `prompt`, without eos.
 
-    A space goes between them unless the prompt ends or the response starts with whitespace.
+    A space goes between them unless the prompt ends or the response starts with whitespace, or a
+    chat template ends the prompt.
     """
     return self.encode_responses([prompt], [response])[0]
 
@@ -127,23 +208,95 @@ class Tokenizer:
     """`encode_response` of many pairs."""
     return self.encode_all([self._after(*pair) for pair in zip(prompts, responses, strict=True)])
 
+  def render(self, prompt: str) -> str:
+    """What `encode_prompt` encodes, special tokens written out."""
+    return self._chat.render(_messages(prompt)) if self._chat else prompt
+
+  def _encode_chats(self, chats: Sequence[Sequence[Mapping[str, str]]]) -> list[list[int]]:
+    plain = [index for index, messages in enumerate(chats)
+             if not any(self._specials.search(one['content']) for one in messages)]
+    rendered = [self._chat.render(chats[index]) for index in plain]
+    # The template has put bos where it belongs.
+    encodings = self._with_specials.encode_batch_fast(rendered, add_special_tokens=False)
+    found = {index: one.ids for index, one in zip(plain, encodings, strict=True)}
+    for index, messages in enumerate(chats):
+      if index not in found:
+        hidden, letters = chat.guarded(messages, self._specials)
+        found[index] = self._encode_pieces(self._chat.render(hidden), letters)
+    return [found[index] for index in range(len(chats))]
+
+  def _encode_pieces(self, rendered: str, letters: Mapping[str, str]) -> list[int]:
+    """Ids of a rendered conversation, whose placeholders become letters and no special tokens."""
+    tokens = {token.content: (index, token) for index, token in self._added.items()}
+    *pieces, last = re.split(f'({self._specials.pattern})', rendered)
+    ids, before = [], None
+    for text, name in zip([*pieces[::2], last], [*pieces[1::2], None], strict=True):
+      index, after = tokens[name] if name else (None, None)
+      text = text.lstrip() if before and before.rstrip else text
+      text = text.rstrip() if after and after.lstrip else text
+      for placeholder, written in letters.items():
+        text = text.replace(placeholder, written)
+      ids += self.encode(text) + ([index] if name else [])
+      before = after
+    return ids
+
+  @functools.cached_property
+  def _added(self) -> dict[int, tokenizers.AddedToken]:
+    """The special tokens by id."""
+    added = self._backend.get_added_tokens_decoder()
+    return {index: token for index, token in added.items() if token.special}
+
+  @functools.cached_property
+  def _specials(self) -> re.Pattern:
+    """Finds special tokens written out."""
+    names = sorted((token.content for token in self._added.values()), key=len, reverse=True)
+    return re.compile('|'.join(map(re.escape, names)) or '(?!)')
+
+  @functools.cached_property
+  def _with_specials(self) -> tokenizers.Tokenizer:
+    """The backend, but special tokens in a text become themselves."""
+    return tokenizers.Tokenizer.from_str(self.json)
+
   def decode(self, ids: Sequence[int]) -> str:
-    """Text up to the first eos, without special tokens and surrounding whitespace."""
-    kept = []
-    for index in map(int, ids):
-      if index == self.eos:
-        break
-      if index not in self._hidden:
-        kept.append(index)
+    """Text up to the first end token, without special tokens and surrounding whitespace."""
+    ids = list(map(int, ids))
+    end = next((place for place, index in enumerate(ids) if index in self.ends), len(ids))
+    return self.decode_prompt(ids[:end])
+
+  def decode_prompt(self, ids: Sequence[int]) -> str:
+    """All text, without special tokens and surrounding whitespace: end tokens part its turns."""
+    kept = [index for index in map(int, ids) if index not in self._hidden]
     return self._backend.decode(kept, skip_special_tokens=True).strip()
 
   def _after(self, prompt: str, response: str) -> str:
-    if not response:
-      return ''
+    if self._chat or not response:
+      return response
     if self._prepends_space:
       return response.removeprefix(' ')
     return response if prompt[-1:].isspace() or response[:1].isspace() else ' ' + response
 
+  def _starts_with_bos(self) -> bool:
+    if self._given.add_bos is not None:
+      if self._given.add_bos and self.bos is None:
+        raise BadInput("tokenizer: field 'add_bos_token' is true, expected a bos_token; name it in "
+                       'tokenizer_config.json')
+      return self._given.add_bos
+    if self._backend.post_processor is not None and self.bos is not None:
+      return self._backend.encode('', add_special_tokens=True).ids[:1] == [self.bos]
+    return self.bos not in (None, self.eos)
+
+  def _named(self, field: str, name: str) -> int:
+    index = self._backend.token_to_id(name)
+    if index is None:
+      raise BadInput(f'tokenizer: field {field!r}: expected a token of the vocabulary, found '
+                     f'{name!r}; correct tokenizer_config.json')
+    return index
+
   def _first(self, names: Sequence[str]) -> int | None:
     ids = (self._backend.token_to_id(name) for name in names)
     return next((index for index in ids if index is not None), None)
+
+
+def _messages(prompt: str) -> Sequence[Mapping[str, str]]:
+  """The messages of a prompt; a plain text is one of the user's."""
+  return prompt.messages if isinstance(prompt, Chat) else ({'role': 'user', 'content': prompt},)

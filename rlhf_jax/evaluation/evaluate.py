@@ -3,29 +3,30 @@
 In: an `Evaluate` config, the models, prompts, rankings by every labeler. Out:
 folder/evaluations/MODEL.jsonl (one row a prompt: what reports, dashboards and gates read),
 MODEL.json (the numbers of the model, written last: a model that has it is not sampled again), and
-the summary. Every response is a function of (seed, model name). Left out: benchmarks.
+the summary. Every response is a function of (seed, model name). While it is at work, folder/pieces/
+holds each batch of samples and the numbers of the rankings, so that a kill costs one of them. Where
+there are several processes all sample and score together, over the mesh, and process 0 asks the
+judge and writes. Left out: benchmarks.
 """
 
 import dataclasses
-import functools
 import hashlib
 import json
 import logging
 import math
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
 from rlhf_jax import configs
-from rlhf_jax.data import builders, records
-from rlhf_jax.evaluation import judged, results
-from rlhf_jax.feedback import agreement
-from rlhf_jax.model import experience, responses
+from rlhf_jax.data import builders, processes, records, store
+from rlhf_jax.evaluation import judged, results, text_loss
+from rlhf_jax.feedback.pieces import Pieces, fingerprint, packed, unpacked
+from rlhf_jax.model import responses
 
-_TEXT_PARTS = 32  # the pretraining loss is taken over so many runs of rows, for its interval
 _LOG = logging.getLogger('rlhf_jax')
 
 
@@ -43,6 +44,10 @@ class _Evaluation:
   def model(self, label: str) -> Any:
     """The Parent behind an entry of config.models."""
     return self.parents[f'models.{label}']
+
+  def pieces(self, name: str, of: Any) -> Pieces:
+    """What is done of one part of the work, which is a function of the config and of `of`."""
+    return Pieces(self.folder / 'pieces' / name, fingerprint(of))
 
 
 def run(
@@ -62,23 +67,24 @@ def run(
   Raises: BadInput for a config that cannot be, bad prompts or rankings.
   """
   (folder / 'evaluations').mkdir(parents=True, exist_ok=True)
-  judge = records.load_judge(config.judge) if config.judge else None
+  judge = records.load_judge(config.judge) if config.judge and processes.first() else None
   evaluation = _Evaluation(config, parents, place, folder, name, judge, ())
   _check(evaluation)
   prompts, card = builders.read_prompts(
     config.prompts,
     evaluation.model(config.against).tokenizer,
     place,
-    prompt_length=config.prompt_length,
-    prompt_cut=config.prompt_cut,
+    builders.Limits.like(config),
   )
   evaluation = dataclasses.replace(evaluation, prompts=prompts)
   # Rankings first: what is wrong with them is said before the long work begins.
   ranked = _rankings(evaluation) if config.rankings else {'labelers': {}}
   models = _models(evaluation)
   reward = ranked.get('reward_model', {})
-  if config.reward:
+  if config.reward and processes.first():
     reward |= results.score_statistics(_read_rows(_rows_path(evaluation, config.against)))
+  if processes.first():
+    store.remove(folder / 'pieces')
   return {
     'labelers': ranked['labelers'],
     'reward_model': reward,
@@ -123,20 +129,22 @@ def _models(evaluation: _Evaluation) -> dict[str, Any]:
   references: tuple[list[Any], np.ndarray | None] | None = None
   for label, sampled in config.models.items():
     path = evaluation.folder / 'evaluations' / f'{label}.json'
-    if not path.is_file():
+    if not processes.share(path.exists()):
       if references is None:  # independent of every model's own samples, the baseline's included
         references = _respond(evaluation, config.against, 'reference')
       rows = _rows(evaluation, label, *references)
-      builders.write_text(
-        _rows_path(evaluation, label),
-        ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows),
-      )
-      if sampled.run not in losses:
-        losses[sampled.run] = _pretraining_loss(evaluation, evaluation.model(label))
-      entry = results.model_entry(rows, config.against) | losses[sampled.run] | {
-        'sampled': dataclasses.asdict(sampled)}
-      builders.write_text(path, json.dumps(entry, indent=1, allow_nan=False))
-    entries[label] = json.loads(path.read_text(encoding='utf-8'))
+      for name in (label, config.against):
+        if (run := config.models[name].run) not in losses:
+          losses[run] = _text_losses(evaluation, evaluation.model(name))
+      if processes.first():
+        store.write(_rows_path(evaluation, label),
+                    ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
+        entry = results.model_entry(rows, config.against) | results.loss_entry(
+          losses[sampled.run], losses[config.models[config.against].run]) | {
+          'sampled': dataclasses.asdict(sampled)}
+        store.write(path, json.dumps(entry, indent=1, allow_nan=False))
+    entries[label] = processes.share(
+      json.loads(path.read_text(encoding='utf-8')) if processes.first() else None)
     won = entries[label][f'win_rate_vs_{config.against}']
     _LOG.info(
       '%s: %s wins %s of %d against %s, gold %s, KL %s',
@@ -178,37 +186,35 @@ def _respond(
   seed = int.from_bytes(
     hashlib.blake2b(f'{purpose}:{label}'.encode(), digest_size=4).digest(), 'big'
   )
-  drawn = responses.respond(
-    parent.model, parent.params, parent.tokenizer,
-    [sampled.prefix + prompt.prompt for prompt in evaluation.prompts for _ in range(n)],
-    jax.random.fold_in(jax.random.key(config.seed), seed), temperature=sampled.temperature,
-    prompt_length=prompt_length, response_length=response_length, batch=config.batch)
-  proxies = _proxies(evaluation, drawn, n)
-  if n == 1:
-    return list(drawn), proxies
+  asked = [prompt.prompt for prompt in evaluation.prompts for _ in range(n)]
+  pieces = evaluation.pieces(f'{purpose}-{label}', asked)
+  for first in range(len(pieces.done), -(-len(asked) // config.batch)):
+    some = asked[first * config.batch:(first + 1) * config.batch]
+    answers = responses.respond(
+      parent.model, parent.params, parent.tokenizer, [sampled.prefix + text for text in some],
+      jax.random.fold_in(jax.random.key(config.seed), seed), temperature=sampled.temperature,
+      prompt_length=prompt_length, response_length=response_length, batch=config.batch,
+      first=first)
+    pieces.append({'answers': packed(answers), 'proxies': _proxies(evaluation, some, answers)})
+  drawn = [answer for piece in pieces.done for answer in unpacked(piece['answers'])]
+  if not config.reward:
+    return drawn, None
+  proxies = np.array([score for piece in pieces.done for score in piece['proxies']], np.float32)
   best = np.argmax(proxies.reshape(-1, n), axis=1) + np.arange(len(evaluation.prompts)) * n
   return [drawn[i] for i in best], proxies[best]
 
 
-def _proxies(evaluation: _Evaluation, answers: Sequence[Any], n: int = 1) -> np.ndarray | None:
-  """The reward model's scores, n responses a prompt, given the bare prompt whatever prefix the
-  model saw."""
+def _proxies(evaluation: _Evaluation, asked: Sequence[str], answers: Sequence[Any]
+             ) -> list[float] | None:
+  """The reward model's scores, given the bare prompts whatever prefix the model saw."""
   config = evaluation.config
   if not config.reward:
     return None
   reward = evaluation.parents['reward']
-  return np.asarray(
-    responses.score_responses(
-      reward.model,
-      reward.params,
-      reward.tokenizer,
-      [prompt.prompt for prompt in evaluation.prompts for _ in range(n)],
-      answers,
-      prompt_length=config.prompt_length,
-      response_length=config.response_length,
-      batch=config.batch,
-    )
-  )
+  return responses.score_responses(
+    reward.model, reward.params, reward.tokenizer, asked, answers,
+    prompt_length=config.prompt_length, response_length=config.response_length,
+    batch=config.batch).tolist()
 
 
 def _divergence(evaluation: _Evaluation, label: str, answers: Sequence[Any]) -> np.ndarray:
@@ -217,6 +223,9 @@ def _divergence(evaluation: _Evaluation, label: str, answers: Sequence[Any]) -> 
 
   p is what the tokens were drawn from, temperature included; the reference is the run of
   config.against at temperature 1. Choosing the best of n adds ln n − (n−1)/n (Gao et al. 2022).
+  At temperature 0 p is the model at temperature 1 (see generate.generate), and the response its
+  greedy one: the number says how the two models differ on what the model would say, and estimates
+  no KL. That of the greedy policy, a point mass, would be −log p_reference(response).
   """
   config = evaluation.config
   reference = evaluation.model(config.against)
@@ -241,48 +250,19 @@ def _divergence(evaluation: _Evaluation, label: str, answers: Sequence[Any]) -> 
   )
 
 
-def _pretraining_loss(evaluation: _Evaluation, parent: Any) -> dict[str, Any]:
-  """Nats a token on held-out text; the interval is a bootstrap over runs of rows."""
+def _text_losses(evaluation: _Evaluation, parent: Any) -> list[tuple[float, int]]:
+  """(nats a token, tokens) of each run of rows of the held-out text."""
   config = evaluation.config
   if not config.text:
-    return {'pretraining_loss': None, 'pretraining_loss_ci': None}
+    return []
   rows = builders.build(
     config.text,
-    tokenizer=parent.tokenizer,
-    place=evaluation.place,
-    heldout=0.0,
-    prompt_length=config.prompt_length,
-    response_length=config.response_length,
-    length=config.text_length,
-    k_max=0,
+    parent.tokenizer,
+    evaluation.place,
+    builders.Limits.like(config),
     seed=config.seed,
   ).train
-  size = -(-len(rows) // _TEXT_PARTS)
-  parts = [_Part(rows, start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
-  losses = jax.jit(functools.partial(experience.next_token_losses, parent.model))
-  found = [
-    responses.mean_loss(losses, parent.params, part, min(config.batch, size)) for part in parts
-  ]
-  loss, interval = agreement.ratio_interval(
-    [mean * tokens for mean, tokens in found], [tokens for _, tokens in found]
-  )
-  return {'pretraining_loss': loss, 'pretraining_loss_ci': interval}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Part:
-  """Rows [start, stop) of rows."""
-  rows: Any
-  start: int
-  stop: int
-
-  def __len__(self) -> int:
-    return self.stop - self.start
-
-  def __getitem__(self, index: int) -> Any:
-    if not 0 <= index < len(self):
-      raise IndexError(index)
-    return self.rows[self.start + index]
+  return text_loss.by_part(parent.model, parent.params, rows, config.batch)
 
 
 # ---- labelers and reward model ----
@@ -292,9 +272,20 @@ def _rankings(evaluation: _Evaluation) -> dict[str, Any]:
   config = evaluation.config
   rankings = _read_rankings(evaluation, config.rankings)
   training = _training_labelers(evaluation) or {ranking.labeler for ranking in rankings}
-  entries = {'labelers': results.labelers_entry(rankings, training)}
-  if not config.reward:
-    return entries
+  of = [records.to_row(ranking) for ranking in rankings]
+  pieces = evaluation.pieces('rankings', [of, sorted(training)])
+  if not pieces.done:
+    entries = {'labelers': results.labelers_entry(rankings, training)}
+    if config.reward:
+      entries['reward_model'] = _reward_entry(evaluation, rankings, training)
+    pieces.append(entries)
+  return pieces.done[0]
+
+
+def _reward_entry(evaluation: _Evaluation, rankings: Sequence[records.Ranking],
+                  training: Collection[str]) -> dict[str, Any]:
+  """The entry "reward_model" of results.json."""
+  config = evaluation.config
   sets = {(ranking.prompt, ranking.completions): ranking for ranking in rankings}
   reward = evaluation.parents['reward']
   flat = np.asarray(responses.score_responses(
@@ -313,7 +304,7 @@ def _rankings(evaluation: _Evaluation) -> dict[str, Any]:
     entry['pairs'],
     _short(entry['accuracy_heldout_labelers']),
   )
-  return entries | {'reward_model': entry}
+  return entry
 
 
 def _read_rankings(
@@ -327,8 +318,7 @@ def _read_rankings(
     where = (configs.Source(kind='rankings', files=(str(path),)),)
   config = evaluation.config
   return list(builders.read_prompts(where, evaluation.model(config.against).tokenizer,
-                                    evaluation.place, prompt_length=config.prompt_length,
-                                    prompt_cut=config.prompt_cut)[0])
+                                    evaluation.place, builders.Limits.like(config))[0])
 
 
 def _training_labelers(evaluation: _Evaluation) -> set[str]:

@@ -20,6 +20,8 @@ from rlhf_jax.evaluation import text_statistics, winrate
 # name FLAG_rate.
 RATES = {'hallucination': 'hallucination_rate', 'truthful': 'truthful_rate', 'rude': 'rude_rate',
          'constraint_satisfied': 'constraint_rate', 'refuses': 'refusal_rate'}
+# meta['register'] of a prompt that asks for a tone -> what the paper calls the request.
+REQUESTS = {'kind': 'respectful', 'rude': 'rude'}
 
 
 def judge_rows(
@@ -35,8 +37,9 @@ def judge_rows(
       `length` is known.
   Returns: (metrics, rows). Metrics are plain floats, those that do not apply left out: win_rate,
     gold, FLAG_rate, distinct_2, response_length (tokens), eos_rate. A row is {id, prompt, category,
-    response, ended, length?, reference?, judgement: {score, flags, win?, reference_score?} or
-    None}.
+    response, ended, length?, reference?, register?, judgement: {score, flags, win?,
+    reference_score?} or None}; register where the prompt asks for one of
+    REQUESTS.
   """
   rows = []
   for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -52,6 +55,8 @@ def judge_rows(
       row['length'] = int(response.length)
     if reference is not None:
       row['reference'] = text_of(reference)
+    if prompt.meta.get('register') in tuple(REQUESTS):
+      row['register'] = prompt.meta['register']
     row['judgement'] = (
       None if judge is None else _judgement(judge, prompt, row['response'], row.get('reference'))
     )
@@ -77,12 +82,40 @@ def rate_name(flag: str) -> str:
 
 def rates(rows: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, list[float], int]]:
   """For each flag of the rows' judgements: rate name -> (rate, [low, high], responses to which it
-  applies)."""
+  applies).
+
+  'rude_rate' is over the prompts that did not ask for rudeness (their register is not 'rude').
+  """
   told: dict[str, list[float]] = {}
   for row in rows:
-    for flag, value in (row['judgement'] or {}).get('flags', {}).items():
-      told.setdefault(rate_name(flag), []).append(float(value))
+    for flag in (row['judgement'] or {}).get('flags', {}):
+      value = flagged(row, flag)
+      if value is not None:
+        told.setdefault(rate_name(flag), []).append(value)
   return {name: (*winrate.rate(values), len(values)) for name, values in sorted(told.items())}
+
+
+def flagged(row: Mapping[str, Any], flag: str) -> float | None:
+  """1 or 0 as a row's judgement has the flag; None where it does not apply, see `rates`."""
+  value = (row['judgement'] or {}).get('flags', {}).get(flag)
+  asked_for = flag == 'rude' and row.get('register') == 'rude'
+  return None if value is None or asked_for else float(value)
+
+
+def rude_rate_by_request(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]] | None:
+  """How often responses are rude where the prompt asks for respect, for nothing, for rudeness, as
+  the paper takes toxicity apart (RealToxicityPrompts).
+
+  Returns: {'respectful', 'none', 'rude'} -> {'mean', 'low', 'high', 'n'}; None where no prompt asks
+    for either, or no judge flags rudeness.
+  """
+  told: dict[str, list[float]] = {'respectful': [], 'none': [], 'rude': []}
+  for row in rows:
+    rude = (row['judgement'] or {}).get('flags', {}).get('rude')
+    if rude is not None:
+      told[REQUESTS.get(row.get('register'), 'none')].append(float(rude))
+  asked = told['respectful'] or told['rude']
+  return {name: winrate.win_rate(values) for name, values in told.items()} if asked else None
 
 
 def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

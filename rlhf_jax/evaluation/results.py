@@ -10,9 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data import records
+from rlhf_jax.data import agreement, records
 from rlhf_jax.evaluation import judged, reward_accuracy, text_statistics, winrate
-from rlhf_jax.feedback import agreement
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -22,6 +21,7 @@ def model_entry(rows: Rows, against: str) -> dict[str, Any]:
   nobody judged.
 
   Without a judge a win is a higher proxy score than the reference's, and 'judge' says so.
+  'rude_rate' leaves out the prompts that ask for rudeness; 'rude_rate_by_request' takes all apart.
   """
   gold = [row['judgement']['score'] for row in rows if row['judgement']]
   entry: dict[str, Any] = {
@@ -39,6 +39,7 @@ def model_entry(rows: Rows, against: str) -> dict[str, Any]:
   rates = judged.rates(rows)
   for name in (*judged.RATES.values(), *rates):
     entry[name], entry[f'{name}_ci'], entry[f'{name}_n'] = rates.get(name, (None, None, 0))
+  entry['rude_rate_by_request'] = judged.rude_rate_by_request(rows)
   entry |= text_statistics.statistics(
     [row['response'].removesuffix(records.UNFINISHED) for row in rows]
   )
@@ -48,6 +49,28 @@ def model_entry(rows: Rows, against: str) -> dict[str, Any]:
     for category in categories
   }
   return entry
+
+
+def loss_entry(
+  losses: Sequence[tuple[float, int]], baseline: Sequence[tuple[float, int]]
+) -> dict[str, Any]:
+  """pretraining_loss in nats a token, and pretraining_loss_change, the share by which it is above
+  the baseline's.
+
+  The interval of the change is narrower than those of the losses suggest: both models are redrawn
+  on the same text, so what is hard to both cancels.
+
+  Args:
+    losses, baseline: (nats a token, tokens) of the same parts of a text.
+  """
+  sums = [mean * tokens for mean, tokens in losses]
+  loss, interval = agreement.ratio_interval(sums, [tokens for _, tokens in losses])
+  change = bounds = None
+  if losses and [tokens for _, tokens in losses] == [tokens for _, tokens in baseline]:
+    ratio, ends = agreement.ratio_interval(sums, [mean * tokens for mean, tokens in baseline])
+    change, bounds = ratio - 1, [end - 1 for end in ends]
+  return {'pretraining_loss': loss, 'pretraining_loss_ci': interval,
+          'pretraining_loss_change': change, 'pretraining_loss_change_ci': bounds}
 
 
 def wins(rows: Rows) -> list[float]:
@@ -145,12 +168,12 @@ def _category(rows: Rows, against: str) -> dict[str, Any]:
 def _accuracy(
   rankings: Sequence[records.Ranking], scores: Sequence[Sequence[float]], counted: Any
 ) -> dict[str, Any]:
-  """Accuracy over the rankings whose labeler counts; rankings of the same completions are one unit
-  of the bootstrap."""
+  """Accuracy over the rankings whose labeler counts; all rankings of a prompt are one unit of the
+  bootstrap."""
   units: dict[Any, list[np.ndarray]] = {}
   for ranking, score in zip(rankings, scores, strict=True):
     if counted(ranking.labeler):
-      units.setdefault((ranking.prompt, ranking.completions), []).append(
+      units.setdefault(ranking.prompt, []).append(
         reward_accuracy.pair_differences(score, ranking.ranks))
   return reward_accuracy.accuracy([np.concatenate(unit) for unit in units.values()])
 

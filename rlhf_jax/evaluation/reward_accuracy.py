@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.feedback.agreement import ratio_interval
+from rlhf_jax.data.agreement import ratio_interval
 
 BINS = 10
 

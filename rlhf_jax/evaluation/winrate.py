@@ -7,7 +7,7 @@ many models.
 from collections.abc import Sequence
 from typing import Any
 
-from rlhf_jax.feedback.agreement import ratio_interval
+from rlhf_jax.data.agreement import ratio_interval
 
 
 def win(rank: float, other: float) -> float:

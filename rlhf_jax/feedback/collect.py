@@ -3,15 +3,17 @@
 In: a `Collect` config, the policy, prompts. Out: folder/rankings.jsonl (what any user's rankings
 look like), folder/judge.json (what the judge was calibrated to), a summary. Prompts are taken in
 blocks that depend on the config alone; block b is sampled with fold_in(key(seed), b). So a killed
-run goes on at the block it was in and ends with the same bytes. Left out: people (a web page would
+run goes on at the block it was in and ends with the same bytes; until then folder/pieces/ holds the
+blocks that are ranked, and those that the judge is calibrated on. Where there are several processes
+all sample together, over the mesh, and process 0 asks the judge. Left out: people (a web page would
 be one more judge), several policies in one ranking.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import sys
 import time
@@ -23,8 +25,8 @@ import rich.console
 import rich.progress
 
 from rlhf_jax import configs
-from rlhf_jax.data import builders, records
-from rlhf_jax.feedback import agreement
+from rlhf_jax.data import agreement, builders, processes, records, store
+from rlhf_jax.feedback.pieces import Pieces, fingerprint, packed, unpacked
 from rlhf_jax.model import responses
 
 CALIBRATION_PROMPTS = 600  # whose samples a judge is calibrated on
@@ -48,26 +50,29 @@ def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Pla
   Args:
     parents: 'policy' -> Parent(model, tokenizer, params, ...).
     folder: the run's folder; gets rankings.jsonl and, if the judge can be calibrated, judge.json.
-  Returns: the summary of finished.json.
+  Returns: the summary of finished.json; on other processes than 0 nothing.
   Raises: BadInput for a config that cannot be, bad prompts, or a judge that ties everything.
   """
   _check(config, name)
   policy = parents['policy']
   folder.mkdir(parents=True, exist_ok=True)
   prompts, card = builders.read_prompts(
-    config.prompts, policy.tokenizer, place, prompt_length=config.prompt_length,
-    prompt_cut=config.prompt_cut)
+    config.prompts, policy.tokenizer, place, builders.Limits.like(config))
   blocks = plan([draw_k(config, index) for index in range(len(prompts))], config.batch)
-  sample = _Sampler(config, policy, prompts)
+  of = fingerprint([prompt.prompt for prompt in prompts])
+  sample = _Sampler(config, policy, prompts, Pieces(folder / 'pieces' / 'calibration', of))
   judge = _judge(config, place, folder, name, sample, blocks)
-  journal = _Journal(folder, _fingerprint(prompts))
-  for block in _progress(blocks, journal.counts['blocks'], name):
+  journal = _Journal(folder, of)
+  for block in _progress(blocks, journal.done, name):
     completions = sample(block)
     sampled = time.monotonic()
     rows, counts = _ranked(config, judge, prompts, block, completions)
     journal.append(rows, {**counts, 'sampling_seconds': sample.take_seconds(),
                           'judging_seconds': time.monotonic() - sampled})
-  if not journal.counts['rankings']:
+    processes.barrier()  # process 0 may have asked a slow judge
+  if not processes.first():
+    return {}
+  if not journal.counts()['rankings']:
     raise configs.BadInput(f'{name}.judge: {config.judge} tied all responses of each of the '
                            f'{len(prompts)} prompts; nothing can be learnt from that')
   return {'refused_prompts': sum(card['refused'].values()), **journal.finish()}
@@ -103,11 +108,6 @@ def _hash(*parts: Any) -> int:
   return int.from_bytes(digest, 'big')
 
 
-def _fingerprint(prompts: Sequence[records.Prompt]) -> str:
-  text = json.dumps([prompt.prompt for prompt in prompts])
-  return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
-
-
 def _check(config: configs.Collect, name: str) -> None:
   low, high = config.k
   if not 2 <= low <= high:
@@ -123,29 +123,46 @@ def _check(config: configs.Collect, name: str) -> None:
 class _Sampler:
   """block -> for each of its prompts the distinct completions, in the order they were sampled."""
 
-  def __init__(self, config: configs.Collect, policy: Any, prompts: Sequence[records.Prompt]):
+  def __init__(self, config: configs.Collect, policy: Any, prompts: Sequence[records.Prompt],
+               calibration: Pieces):
     self.config, self.policy, self.prompts = config, policy, prompts
     self.key = jax.random.key(config.seed)
-    self.kept: dict[int, list[list[Any]]] = {}  # blocks already sampled for the calibration
+    self.calibration = calibration  # block i, once it was sampled, is piece i
     self.seconds = 0.0
 
   def __call__(self, block: Block) -> list[list[Any]]:
-    if block.index in self.kept:
-      return self.kept.pop(block.index)
+    done = self.calibration.done
+    found = done[block.index] if block.index < len(done) else self._drawn(block)
+    self.seconds += found['seconds']
+    return _grouped(block, found)
+
+  def for_calibration(self, blocks: Iterable[Block]) -> list[list[Any]]:
+    """The completions of each prompt of the first blocks; they are not sampled again."""
+    for block in blocks:
+      if block.index >= len(self.calibration.done):
+        self.calibration.append(self._drawn(block))
+    return [one for block in blocks
+            for one in _grouped(block, self.calibration.done[block.index])]
+
+  def _drawn(self, block: Block) -> dict[str, Any]:
     config, policy, started = self.config, self.policy, time.monotonic()
     asked = [self.prompts[block.start + i].prompt for i, k in enumerate(block.k) for _ in range(k)]
-    samples = iter(responses.respond(
+    samples = responses.respond(
       policy.model, policy.params, policy.tokenizer, asked,
       jax.random.fold_in(self.key, block.index), temperature=config.temperature,
       prompt_length=config.prompt_length, response_length=config.response_length,
-      batch=config.batch))
-    self.seconds += time.monotonic() - started
-    return [_distinct([next(samples) for _ in range(k)]) for k in block.k]
+      batch=config.batch)
+    return {'samples': packed(samples), 'seconds': time.monotonic() - started}
 
   def take_seconds(self) -> float:
-    """Time spent since it was last asked for, the calibration's included."""
+    """What sampling the blocks took that were asked for since the last call."""
     seconds, self.seconds = self.seconds, 0.0
     return seconds
+
+
+def _grouped(block: Block, drawn: Mapping[str, Any]) -> list[list[Any]]:
+  samples = iter(unpacked(drawn['samples']))
+  return [_distinct([next(samples) for _ in range(k)]) for k in block.k]
 
 
 def _distinct(samples: Sequence[Any]) -> list[Any]:
@@ -168,12 +185,13 @@ def _with_others(completions: Sequence[Sequence[Any]], others: int) -> list[list
 
 
 def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path, name: str,
-           sample: _Sampler, blocks: Sequence[Block]) -> records.Judge:
+           sample: _Sampler, blocks: Sequence[Block]) -> records.Judge | None:
   """The judge, calibrated if it can be: as in the run config.calibration, or else on this run's
   first samples.
 
   A judge can be if it has `calibrate(prompts, responses) -> dict`, for all labelers that it knows
-  (another run may ask others than this one), and `calibrated(dict) -> judge`.
+  (another run may ask others than this one), and `calibrated(dict) -> judge`. None on other
+  processes than 0, which only sample.
   """
   judge = records.load_judge(config.judge)
   path = folder / 'judge.json'
@@ -184,26 +202,30 @@ def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path,
     return judge
   if config.calibration:
     source = place.workdir / config.calibration / 'judge.json'
-    if not source.is_file():
+    if not source.exists():
       raise configs.BadInput(f'{name}.calibration: run {config.calibration!r} left no {source}')
-    builders.write_text(path, source.read_text(encoding='utf-8'))
-  elif not path.is_file():
+    if processes.first():
+      store.write(path, source.read_text(encoding='utf-8'))
+  elif not processes.share(path.exists()):
     used = [block for block in blocks if block.start < CALIBRATION_PROMPTS]
-    for block in used:
-      sample.kept[block.index] = sample(block)
     texts = [[response.marked for response in completions]
-             for block in used for completions in sample.kept[block.index]]
+             for completions in sample.for_calibration(used)]
     asked = sample.prompts[:len(texts)]
-    builders.write_text(path, json.dumps(judge.calibrate(asked, texts), indent=1))
+    if processes.first():
+      store.write(path, json.dumps(judge.calibrate(asked, texts), indent=1))
     _LOG.info('%s: judge calibrated on the samples of %d prompts', name, len(asked))
+  if not processes.first():
+    return None
   return judge.calibrated(json.loads(path.read_text(encoding='utf-8')))
 
 
-def _ranked(config: configs.Collect, judge: records.Judge, prompts: Sequence[records.Prompt],
+def _ranked(config: configs.Collect, judge: records.Judge | None, prompts: Sequence[records.Prompt],
             block: Block, completions: Sequence[Sequence[Any]]
             ) -> tuple[list[records.Ranking], dict[str, int]]:
-  """The rankings of one block, and what the summary counts."""
-  rows = []
+  """The rankings of one block, and what the summary counts; nothing without a judge."""
+  rows: list[records.Ranking] = []
+  if judge is None:
+    return rows, {}
   counts = dict.fromkeys(('prompts', 'samples', 'ended', 'too_few_distinct', 'completions',
                           'pairs', 'tied', 'rankings', 'all_tied'), 0)
   counts['samples'] = sum(block.k)
@@ -236,46 +258,41 @@ def _ranked(config: configs.Collect, judge: records.Judge, prompts: Sequence[rec
 
 
 class _Journal:
-  """rankings.jsonl in the making. progress.json says how many bytes of the partial file belong to
-  whole blocks; what is behind them (a torn line, a block whose count was not written) is cut off
-  when the run goes on."""
+  """rankings.jsonl in the making: a piece a block, joined at the end. progress.json, written after
+  it, keeps what was counted."""
 
   def __init__(self, folder: pathlib.Path, fingerprint: str):
-    self.final, self.partial = folder / 'rankings.jsonl', folder / 'rankings.jsonl.partial'
-    self.state = folder / 'progress.json'
-    self.counts: dict[str, Any] = {
-      'fingerprint': fingerprint, 'blocks': 0, 'bytes': 0, 'rankings': 0}
-    if self.state.is_file():
-      earlier = json.loads(self.state.read_text(encoding='utf-8'))
-      file = self.partial if self.partial.is_file() else self.final
-      whole = file.is_file() and file.stat().st_size >= earlier['bytes']
-      if whole and earlier['fingerprint'] == fingerprint:
-        self.counts = earlier
-    if not self.final.is_file() or not self.counts['blocks']:
-      self.partial.touch()
-      os.truncate(self.partial, self.counts['bytes'])
+    self.final, self.state = folder / 'rankings.jsonl', folder / 'progress.json'
+    self._folder, self._of = folder, fingerprint
+    earlier = json.loads(self.state.read_text(encoding='utf-8')) if self.state.exists() else {}
+    joined = earlier.get('fingerprint') == fingerprint and self.final.exists()
+    self._joined = processes.share(earlier if joined else {})
+    self._pieces = Pieces(folder / 'pieces' / 'rankings', fingerprint)
+    self.done = self._joined.get('blocks', len(self._pieces.done))
 
   def append(self, rows: Iterable[records.Ranking], counts: Mapping[str, float]) -> None:
     """Adds the rows of one block; after return they survive a kill."""
-    lines = [json.dumps(records.to_row(row), ensure_ascii=False) + '\n' for row in rows]
-    data = ''.join(lines).encode()
-    with open(self.partial, 'ab') as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    for key, value in counts.items():
-      self.counts[key] = self.counts.get(key, 0) + value
-    self.counts['blocks'] += 1
-    self.counts['bytes'] += len(data)
-    builders.write_text(self.state, json.dumps(self.counts))
+    self._pieces.append({'rows': [records.to_row(row) for row in rows], 'counts': dict(counts)})
+
+  def counts(self) -> dict[str, Any]:
+    """What all blocks count together."""
+    if self._joined:
+      return self._joined
+    total = collections.Counter()
+    for piece in self._pieces.done:
+      total.update(piece['counts'])
+    return {'fingerprint': self._of, 'blocks': len(self._pieces.done), **total}
 
   def finish(self) -> dict[str, Any]:
-    """Names the file rankings.jsonl and returns the summary."""
-    if self.partial.is_file():
-      os.replace(self.partial, self.final)
-    counts = self.counts
-    with open(self.final, encoding='utf-8') as file:
-      rows = [records.from_row('rankings', json.loads(line)) for line in file]
+    """Writes rankings.jsonl and returns the summary."""
+    counts = self.counts()
+    if not self._joined:
+      store.write(self.final, ''.join(json.dumps(row, ensure_ascii=False) + '\n'
+                                      for piece in self._pieces.done for row in piece['rows']))
+      store.write(self.state, json.dumps(counts))
+    store.remove(self._folder / 'pieces')
+    rows = [records.from_row('rankings', json.loads(line))
+            for line in self.final.read_text(encoding='utf-8').split('\n') if line]
     summary = {
       'prompts': counts['prompts'], 'rankings': counts['rankings'], 'samples': counts['samples'],
       'mean_k': counts['completions'] / max(counts['prompts'], 1), 'pairs': counts['pairs'],
@@ -294,7 +311,7 @@ class _Journal:
 def _progress(blocks: Sequence[Block], done: int, name: str) -> Iterable[Block]:
   """The blocks that are left: one live line in a terminal, a plain one every ten seconds in a
   pipe."""
-  if sys.stderr.isatty():
+  if sys.stderr.isatty() and processes.first():
     yield from rich.progress.track(
       blocks[done:], f'{name}: rankings', total=len(blocks), completed=done,
       console=rich.console.Console(stderr=True))

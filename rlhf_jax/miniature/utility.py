@@ -7,8 +7,11 @@ Left out: noise and taste (crowd.py).
   utility = 2 · task done + 1.2 · worth said − 1.2 · constraints broken − 0.9 · false claims
             − 0.8 · (false premise accepted, made up) − 0.35 · sentences beside the point
             − 0.9 · rudeness − 0.6 · (hedging, bad grammar, repetition) − 1 · not finished − …
-Nothing is won by length, politeness or keywords: worth is counted in distinct, well-formed
-sentences that are asked for, up to what the task needs. `PRICES` holds the weights.
+Politeness wins nothing, and rudeness only where the prompt asks for it (0.27). Length wins hardly
+anything: worth is counted in distinct, well-formed sentences that are asked for, up to what the
+task needs. 'variety' alone counts words whatever they say: 0.02 for each distinct one, punctuation
+included, up to twelve (0.24 at most), where any of the task is done. Each word beyond what the task
+needs (12, 14 or 23: `Grade.need`) loses 0.08. `PRICES` holds the weights.
 """
 
 from collections.abc import Sequence

@@ -32,8 +32,9 @@ def response_logprobs(config: configs.Model, params: transformer.Params, tokens:
                       valid: chex.Array, length: int, temperature: float = 1.0) -> chex.Array:
   """log p of the last `length` tokens of every row given all before: float32 [B, R]. No dropout."""
   hidden = transformer.hidden(config, params, tokens, valid)[:, -length - 1:-1]
-  return likelihood.token_logprobs(hidden, transformer.unembedding(params), tokens[:, -length:],
-                                   config.vocabulary, temperature, config.logits_chunk)
+  table = transformer.unembedding(params, config.compute)
+  return likelihood.token_logprobs(hidden, table, tokens[:, -length:], config.vocabulary,
+                                   temperature, config.logits_chunk)
 
 
 def next_token_losses(config: configs.Model, params: transformer.Params, rows: dict,
@@ -48,9 +49,9 @@ def next_token_losses(config: configs.Model, params: transformer.Params, rows: d
     losses float32 [B, T−1]; bool [B, T−1], true at targets.
   """
   hidden = transformer.hidden(config, params, rows['tokens'], rows['valid'], dropout_key)
-  logprobs = likelihood.token_logprobs(hidden[:, :-1], transformer.unembedding(params),
-                                       rows['tokens'][:, 1:], config.vocabulary,
-                                       chunk=config.logits_chunk)
+  table = transformer.unembedding(params, config.compute)
+  logprobs = likelihood.token_logprobs(hidden[:, :-1], table, rows['tokens'][:, 1:],
+                                       config.vocabulary, chunk=config.logits_chunk)
   return -logprobs, rows['mask'][:, 1:]
 
 

@@ -7,6 +7,8 @@ Left out: top-k and top-p (the behaviour policy would no longer be the policy in
 beams, speculation.
 """
 
+from collections.abc import Sequence
+
 import chex
 import flax.struct
 import jax
@@ -29,10 +31,15 @@ class Rollout:
   )  # float32 [B, R], of the sampled tokens at the sampling temperature; 0 outside the mask
 
 
-def ended(rollout: Rollout, eos: int) -> chex.Array:
+def ends(tokens: chex.Array, eos: int | Sequence[int]) -> chex.Array:
+  """bool, true where a token is eos, or one of several ids that end a response."""
+  return jnp.any(tokens[..., None] == jnp.atleast_1d(jnp.asarray(eos)), axis=-1)
+
+
+def ended(rollout: Rollout, eos: int | Sequence[int]) -> chex.Array:
   """bool [B], true where the response holds eos."""
   responses = rollout.tokens[:, -rollout.mask.shape[1]:]
-  return jnp.any((responses == eos) & rollout.mask, axis=1)
+  return jnp.any(ends(responses, eos) & rollout.mask, axis=1)
 
 
 def _prefill(config, params, prompts, valid, length):
@@ -46,8 +53,8 @@ def _prefill(config, params, prompts, valid, length):
 
 
 def generate(config: configs.Model, params: transformer.Params, prompts: chex.Array,
-             valid: chex.Array, key: chex.PRNGKey, *, length: int, temperature: float, eos: int,
-             pad: int) -> Rollout:
+             valid: chex.Array, key: chex.PRNGKey, *, length: int, temperature: float,
+             eos: int | Sequence[int], pad: int) -> Rollout:
   """Samples one response a prompt.
 
   Args:
@@ -57,11 +64,11 @@ def generate(config: configs.Model, params: transformer.Params, prompts: chex.Ar
     length: R, the most tokens of a response, eos included.
     temperature: divides the logits; 0 takes the most likely token (log-probs are then those at
       temperature 1).
-    eos: id that ends a response. pad: id written after it.
+    eos: id that ends a response, or several. pad: id written after it.
   """
   chex.assert_equal_shape([prompts, valid])
   batch, prompt_length = prompts.shape
-  table = transformer.unembedding(params)
+  table = transformer.unembedding(params, config.compute)
   last, cache = _prefill(config, params, prompts, valid, length)
   slots = jnp.pad(valid, ((0, 0), (0, length)), constant_values=True)
   count = jnp.sum(valid, axis=1)
@@ -91,7 +98,7 @@ def generate(config: configs.Model, params: transformer.Params, prompts: chex.Ar
     look = slots & (jnp.arange(prompt_length + length) <= prompt_length + step)
     hidden, cache = transformer.run_blocks(config, params, token[:, None], (count + step)[:, None],
                                            look[:, None, :], cache, prompt_length + step)
-    return step + 1, hidden[:, 0], tokens, logprobs, done | (token == eos), mask, cache
+    return step + 1, hidden[:, 0], tokens, logprobs, done | ends(token, eos), mask, cache
 
   start = (0, last, jnp.full((batch, length), pad, jnp.int32), jnp.zeros(
     (batch, length)), jnp.zeros((batch,), bool), jnp.zeros((batch, length), bool), cache)
@@ -100,6 +107,7 @@ def generate(config: configs.Model, params: transformer.Params, prompts: chex.Ar
                  valid=jnp.concatenate([valid, mask], axis=1), mask=mask, logprobs=logprobs)
 
 
+@jax.named_scope('rollout')
 def generate_in_chunks(config: configs.Model, params: transformer.Params, prompts: chex.Array,
                        valid: chex.Array, key: chex.PRNGKey, chunks: int, **options) -> Rollout:
   """`generate` for `chunks` equal groups of prompts, one after the other, so that the cache of one
@@ -107,10 +115,8 @@ def generate_in_chunks(config: configs.Model, params: transformer.Params, prompt
   """
   if chunks == 1:
     return generate(config, params, prompts, valid, key, **options)
-  # Interleaved, so that every device keeps its own rows.
-  split = lambda x: x.reshape(x.shape[0] // chunks, chunks, *x.shape[1:]).swapaxes(0, 1)
-  join = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
   rollouts = jax.lax.map(
     lambda group: generate(config, params, group[0], group[1], group[2], **options),
-    (split(prompts), split(valid), jax.random.split(key, chunks)))
-  return jax.tree.map(join, rollouts)
+    (sharding.split_rows(prompts, chunks), sharding.split_rows(valid, chunks),
+     jax.random.split(key, chunks)))
+  return jax.tree.map(sharding.join_rows, rollouts)

@@ -84,39 +84,42 @@ def prompt_rows(tokenizer: Any, prompts: Sequence[str],
   return tokens, valid
 
 
-def _in_batches(call: Callable, arrays: Sequence[np.ndarray], batch: int) -> list:
-  """call(index, *rows) for each full batch; the last is filled up with its last row and cut
-  again.
+def in_batches(call: Callable, arrays: Sequence[np.ndarray], batch: int) -> list:
+  """call(index, *rows) for each batch, on the host; what is too few rows, for the last batch or for
+  the mesh, is filled up with the last row and cut again.
   """
-  count = len(arrays[0])
+  count, full = len(arrays[0]), sharding.divided(batch)
   outputs = []
   for number, start in enumerate(range(0, count, batch)):
     rows = [a[start:start + batch] for a in arrays]
     real = len(rows[0])
     rows = [
-      np.concatenate([r, np.repeat(r[-1:], batch - real, axis=0)]) if real < batch else r
+      np.concatenate([r, np.repeat(r[-1:], full - real, axis=0)]) if real < full else r
       for r in rows
     ]
-    outputs.append(jax.tree.map(lambda x, real=real: np.asarray(x)[:real], call(number, *rows)))
+    outputs.append(jax.tree.map(lambda x, real=real: x[:real],
+                                sharding.to_host(call(number, *rows))))
   return outputs
 
 
 def respond(model: configs.Model, params: Any, tokenizer: Any, prompts: Sequence[str],
             key: jax.Array, *, temperature: float, prompt_length: int, response_length: int,
-            batch: int) -> list[Response]:
+            batch: int, first: int = 0) -> list[Response]:
   """One sampled response a prompt; repeat a prompt for several. A pure function of its arguments.
 
   Args:
     temperature: 0 is greedy.
     prompt_length, response_length: limits in tokens (P, R).
-    batch: rows sampled at a time; batch number i uses fold_in(key, i).
+    batch: rows sampled at a time; batch number i uses fold_in(key, first + i).
+    first: batches that came before, where a caller asks batch by batch.
   """
   if not prompts:
     return []
-  run = _sampler(model, response_length, temperature, tokenizer.eos, tokenizer.pad)
+  run = _sampler(model, response_length, temperature, tokenizer.ends, tokenizer.pad)
   arrays = prompt_rows(tokenizer, prompts, prompt_length)
-  rollouts = _in_batches(
-    lambda i, tokens, valid: run(params, tokens, valid, jax.random.fold_in(key, i)), arrays, batch)
+  rollouts = in_batches(
+    lambda i, tokens, valid: run(params, tokens, valid, jax.random.fold_in(key, first + i)),
+    arrays, batch)
   found = []
   for rollout in rollouts:
     for row, mask, logprobs in zip(rollout.tokens[:, prompt_length:], rollout.mask,
@@ -124,7 +127,7 @@ def respond(model: configs.Model, params: Any, tokenizer: Any, prompts: Sequence
       ids = tuple(int(t) for t in row[mask])
       found.append(
         Response(tokenizer.decode(ids), ids, float(logprobs[mask].sum()),
-                 bool(ids) and ids[-1] == tokenizer.eos))
+                 bool(ids) and ids[-1] in tokenizer.ends))
   return found
 
 
@@ -163,7 +166,7 @@ def score_rows(model: configs.Model, params: Any, tokens: np.ndarray, valid: np.
                batch: int) -> np.ndarray:
   """Reward-model scores of rows [n, T] in the one layout, float32 [n]."""
   run = _scorer(model)
-  return np.concatenate(_in_batches(lambda i, t, v: run(params, t, v), (tokens, valid), batch))
+  return np.concatenate(in_batches(lambda i, t, v: run(params, t, v), (tokens, valid), batch))
 
 
 def logprob_responses(model: configs.Model, params: Any, tokenizer: Any, prompts: Sequence[str],
@@ -175,7 +178,7 @@ def logprob_responses(model: configs.Model, params: Any, tokenizer: Any, prompts
     return np.zeros((0, response_length), np.float32), np.zeros((0, response_length), bool)
   tokens, valid, mask = rows(tokenizer, prompts, responses, prompt_length, response_length)
   run = _logprobs(model, response_length, temperature)
-  return np.concatenate(_in_batches(lambda i, t, v: run(params, t, v), (tokens, valid),
+  return np.concatenate(in_batches(lambda i, t, v: run(params, t, v), (tokens, valid),
                                     batch)), mask
 
 
@@ -193,7 +196,7 @@ def mean_loss(losses: Callable, params: Any, data: Any, batch: int) -> tuple[flo
   }
   names = list(stacked)
   total = count = 0.0
-  for values, mask in _in_batches(
+  for values, mask in in_batches(
       lambda i, *arrays: losses(params, dict(zip(names, arrays, strict=True))),
       list(stacked.values()), batch):
     total += float(np.sum(values, where=mask, dtype=np.float64))

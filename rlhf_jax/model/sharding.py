@@ -6,10 +6,12 @@ Left out: pipeline parallelism; several slices.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from rlhf_jax import configs
@@ -41,8 +43,10 @@ def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding
     raise configs.BadInput(
       f'mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} needs '
       f'{max(1, data) * inner} devices, there are {len(devices)}')
-  return jax.make_mesh(shape, ('data', 'fsdp', 'tensor'), (AxisType.Auto,) * 3,
-                       devices=devices[:math.prod(shape)])
+  # Splitting: an axis of 16 on a slice of 8x8x8 is no product of whole physical axes.
+  grid = mesh_utils.create_device_mesh(shape, devices[:math.prod(shape)],
+                                       allow_split_physical_axes=True)
+  return jax.sharding.Mesh(grid, ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
 
 
 def check_divides(mesh: jax.sharding.Mesh, sizes: Mapping[str, int]) -> None:
@@ -88,6 +92,7 @@ def in_compute_type(params: Any, dtype: Any) -> Any:
       'kernel', 'tokens', 'positions') else x, params)
 
 
+@jax.named_scope('rollout')
 def for_decoding(params: Any, axes: Any, dtype: Any) -> Any:
   """Parameters as decoding wants them: in the compute type, and gathered over `fsdp` once, so that
   they are not gathered for each token.
@@ -98,6 +103,25 @@ def for_decoding(params: Any, axes: Any, dtype: Any) -> Any:
   return jax.tree.map(
     lambda x, names: jax.lax.with_sharding_constraint(x, spec(names, without=('fsdp',))), params,
     axes)
+
+
+def split_rows(x: jax.Array, pieces: int) -> jax.Array:
+  """[B, …] -> [pieces, B / pieces, …]; interleaved, so that every device keeps its own rows."""
+  return x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1)
+
+
+def join_rows(x: jax.Array) -> jax.Array:
+  """What split_rows split, in its order again."""
+  return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+
+def in_pieces(function: Callable, size: int, rows: Any) -> Any:
+  """function(rows), `size` rows at a time where that divides them; 0: all at once."""
+  count = jax.tree.leaves(rows)[0].shape[0]
+  if not size or count % size or count == size:
+    return function(rows)
+  split = jax.tree.map(lambda x: split_rows(x, count // size), rows)
+  return jax.tree.map(join_rows, jax.lax.map(function, split))
 
 
 def _keys(path) -> tuple[str, ...]:
@@ -135,3 +159,32 @@ def batch_shardings(mesh: jax.sharding.Mesh, batch: Any) -> Any:
     lambda x: NamedSharding(mesh,
                             PartitionSpec(('data', 'fsdp'))
                             if len(x.shape) else PartitionSpec()), batch)
+
+
+def whole(mesh: jax.sharding.Mesh) -> NamedSharding:
+  """All of an array on every device."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def place(tree: Any, shardings: Any) -> Any:
+  """Arrays that every process has in full, on the mesh: each process places its slices."""
+  return jax.tree.map(
+    lambda x, at: jax.make_array_from_callback(x.shape, at, lambda index: x[index]), tree,
+    shardings)
+
+
+def to_host(tree: Any) -> Any:
+  """numpy arrays, whole on every process."""
+  def one(x):
+    if getattr(x, 'is_fully_addressable', True) or x.is_fully_replicated:
+      return np.asarray(x)
+    return multihost_utils.process_allgather(x, tiled=True)
+
+  return jax.tree.map(one, tree)
+
+
+def divided(rows: int) -> int:
+  """The fewest rows, at least so many, that the mesh in use divides."""
+  mesh = jax.sharding.get_abstract_mesh()
+  parts = 1 if mesh.empty else math.prod(mesh.shape[axis] for axis in RULES['batch'])
+  return -(-rows // parts) * parts

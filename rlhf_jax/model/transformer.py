@@ -26,9 +26,7 @@ from rlhf_jax import configs
 from rlhf_jax.model.sharding import constrain
 
 Params = Any
-TABLE_MULTIPLE = (
-  64  # rows of the embedding table are padded to this, so that it divides over a mesh
-)
+TABLE_MULTIPLE = 64  # the embedding table's rows are padded to it: it divides over a mesh
 
 
 def head_size(config: configs.Model) -> int:
@@ -39,6 +37,11 @@ def head_size(config: configs.Model) -> int:
 def kv_heads(config: configs.Model) -> int:
   """G: config.kv_heads, or as many as query heads."""
   return config.kv_heads or config.heads
+
+
+def rotary_size(config: configs.Model) -> int:
+  """How many of a head's H numbers are rotated."""
+  return int(head_size(config) * config.rotary)
 
 
 def table_rows(config: configs.Model) -> int:
@@ -65,11 +68,18 @@ def check(config: configs.Model) -> None:
   if config.heads % kv_heads(config):
     raise configs.BadInput(
       f'model.kv_heads = {config.kv_heads} does not divide model.heads = {config.heads}')
-  if config.positions == 'rope' and head_size(config) % 2:
-    raise configs.BadInput(f'rotary positions need an even head size, found {head_size(config)}')
-  for name, allowed in (('norm', ('layer', 'rms')), ('positions', ('rope', 'learned')),
-                        ('activation', ('gelu', 'gelu_exact', 'silu')), ('compute', ('float32',
-                                                                                     'bfloat16'))):
+  if config.positions == 'rope' and (rotary_size(config) % 2 or not rotary_size(config)):
+    raise configs.BadInput(
+      f'rotary positions need an even number of a head, found {rotary_size(config)}')
+  if len(config.rope_scaling) not in (0, 1, 4):
+    raise configs.BadInput(f'model.rope_scaling = {config.rope_scaling}: expected (factor,) or '
+                           '(factor, low, high, context)')
+  if config.window < 0 or config.window_every < 1:
+    raise configs.BadInput('model.window: expected at least 0, model.window_every at least 1, '
+                           f'found {config.window} and {config.window_every}')
+  known = {'norm': ('layer', 'rms'), 'positions': ('rope', 'learned'),
+           'activation': ('gelu', 'gelu_exact', 'silu'), 'compute': ('float32', 'bfloat16')}
+  for name, allowed in known.items():
     if getattr(config, name) not in allowed:
       raise configs.BadInput(f'model.{name} = {getattr(config, name)!r}: expected one of {allowed}')
 
@@ -115,8 +125,7 @@ class Norm(nn.Module):
     y = (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_epsilon) *
          scale)
     if self.config.norm == 'layer' and self.config.bias:
-      y = y + self.param('bias', named(nn.initializers.zeros, (None,)),
-                         (x.shape[-1],))
+      y = y + self.param('bias', named(nn.initializers.zeros, (None,)), (x.shape[-1],))
     return y.astype(x.dtype)
 
 
@@ -131,27 +140,28 @@ class Project(nn.Module):
 
   @nn.compact
   def __call__(self, x):
-    kernel = self.param('kernel', named(nn.initializers.normal(self.std), self.axes),
-                        self.shape)
-    # Two-dimensional on purpose: XLA on CPU is up to 3 x slower at dots that contract (batch,
-    # time).
+    kernel = self.param('kernel', named(nn.initializers.normal(self.std), self.axes), self.shape)
+    # Two-dimensional on purpose: XLA on CPU is up to 3 x slower at dots over (batch, time).
     lead, inner = x.shape[:x.ndim - self.inputs], math.prod(self.shape[:self.inputs])
     y = x.reshape(-1, inner) @ kernel.astype(x.dtype).reshape(inner, -1)
     y = y.reshape(*lead, *self.shape[self.inputs:])
     if self.bias:
-      bias = self.param('bias', named(nn.initializers.zeros,
-                                                     self.axes[self.inputs:]),
+      bias = self.param('bias', named(nn.initializers.zeros, self.axes[self.inputs:]),
                         self.shape[self.inputs:])
       y = y + bias.astype(x.dtype)
     return y
 
 
 def rotate(x: chex.Array, angles: chex.Array) -> chex.Array:
-  """Rotary positions, half-split form: x [B, T, heads, H], angles [B, T, H/2]."""
-  first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+  """Rotary positions, half-split form: x [B, T, heads, H]; angles [B, T, h/2], the first h of H
+  numbers are rotated.
+  """
+  size = 2 * angles.shape[-1]
+  first, second = jnp.split(x[..., :size].astype(jnp.float32), 2, axis=-1)
   cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-  return jnp.concatenate([first * cos - second * sin, second * cos + first * sin],
-                         axis=-1).astype(x.dtype)
+  turned = [first * cos - second * sin, second * cos + first * sin]
+  kept = [x[..., size:].astype(jnp.float32)] if size < x.shape[-1] else []
+  return jnp.concatenate(turned + kept, axis=-1).astype(x.dtype)
 
 
 class Attention(nn.Module):
@@ -165,10 +175,13 @@ class Attention(nn.Module):
   def __call__(self, x, angles, mask, cache, index):
     config = self.config
     size, groups, std = head_size(config), kv_heads(config), config.init_std
-    project = functools.partial(Project, inputs=1, std=std, bias=config.bias)
+    project = functools.partial(Project, inputs=1, std=std, bias=config.bias or config.qkv_bias)
     query = project((config.width, config.heads, size), ('width', 'heads', None), name='query')(x)
     key = project((config.width, groups, size), ('width', 'kv_heads', None), name='key')(x)
     value = project((config.width, groups, size), ('width', 'kv_heads', None), name='value')(x)
+    if config.qk_norm:
+      query = Norm(config, name='query_norm')(query)
+      key = Norm(config, name='key_norm')(key)
     if config.positions == 'rope':
       query, key = rotate(query, angles), rotate(key, angles)
     if cache is not None:
@@ -213,18 +226,21 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm attention and MLP, with residual dropout."""
+  """Pre-norm attention and MLP, one after the other or side by side, with residual dropout."""
 
   config: configs.Model
 
   @nn.compact
   def __call__(self, x, angles, mask, cache=None, index=0, dropout=False):
     drop = nn.Dropout(self.config.dropout, deterministic=not dropout)
-    out, cache = Attention(self.config, name='attention')(Norm(self.config,
-                                                               name='norm_attention')(x), angles,
-                                                          mask, cache, index)
-    x = x + drop(out)
-    x = x + drop(Mlp(self.config, name='mlp')(Norm(self.config, name='norm_mlp')(x)))
+    norm_mlp, mlp = Norm(self.config, name='norm_mlp'), Mlp(self.config, name='mlp')
+    read = Norm(self.config, name='norm_attention')(x)
+    out, cache = Attention(self.config, name='attention')(read, angles, mask, cache, index)
+    if self.config.parallel:
+      x = x + drop(out) + drop(mlp(norm_mlp(x)))
+    else:
+      x = x + drop(out)
+      x = x + drop(mlp(norm_mlp(x)))
     return constrain(x, 'batch', None, None), cache
 
 
@@ -235,13 +251,13 @@ def _parts(config: configs.Model, scalar: bool, key: chex.PRNGKey) -> Params:
   """All parameters as flax boxes that carry the logical axes."""
   keys = jax.random.split(key, 4)
   x = jnp.zeros((1, 2, config.width))
-  angles, mask = jnp.zeros((1, 2, head_size(config) // 2)), jnp.ones((1, 2, 2), bool)
+  angles, mask = jnp.zeros((1, 2, rotary_size(config) // 2)), jnp.ones((1, 2, 2), bool)
   one = lambda k: Block(config).init(k, x, angles, mask)['params']
   blocks = jax.vmap(one)(jax.random.split(keys[0], config.layers))
   blocks = jax.tree.map(lambda b: b.replace(names=(None, *b.names)), blocks,
                         is_leaf=lambda b: isinstance(b, Named))
   normal = nn.initializers.normal(config.init_std)
-  table = named(normal, ('vocabulary', None))
+  table = named(normal, ('vocabulary', 'width'))
   params = {
     'embed': {'tokens': table(keys[1], (table_rows(config), config.width))}, 'blocks': blocks,
     'norm': Norm(config).init(keys[0], x)['params']
@@ -261,17 +277,13 @@ def _parts(config: configs.Model, scalar: bool, key: chex.PRNGKey) -> Params:
 
 
 def init(config: configs.Model, key: chex.PRNGKey, scalar: bool = False) -> Params:
-  """Random float32 parameters; `scalar` puts a head of one number in the place of the
-  unembedding.
-  """
+  """Random float32 parameters; with `scalar` a head of one number, not the unembedding."""
   check(config)
   return nn.meta.unbox(_parts(config, scalar, key))
 
 
 def axes(config: configs.Model, scalar: bool = False) -> Any:
-  """The logical axis names of every parameter: the same tree as init(), tuples in the place of
-  arrays.
-  """
+  """The logical axis names of every parameter: init()'s tree with tuples in place of arrays."""
   boxed = jax.eval_shape(functools.partial(_parts, config, scalar), jax.random.key(0))
   return jax.tree.map(lambda b: b.names, boxed, is_leaf=lambda b: isinstance(b, Named))
 
@@ -283,22 +295,33 @@ def with_scalar_head(config: configs.Model, params: Params, key: chex.PRNGKey,
   """
   scale = 0.0 if zero else (config.width + 1)**-0.5
   trunk = {k: v for k, v in params.items() if k not in ('unembed', 'head')}
-  return trunk | {
-    'head': {'kernel': scale * jax.random.normal(key, (config.width,)), 'bias': jnp.zeros(())}
-  }
+  kernel = scale * jax.random.normal(key, (config.width,))
+  return trunk | {'head': {'kernel': kernel, 'bias': jnp.zeros(())}}
 
 
-def unembedding(params: Params) -> chex.Array:
-  """[V, D]: the table of a tied model, or its own."""
-  return params['unembed']['tokens'] if 'unembed' in params else params['embed']['tokens']
+def unembedding(params: Params, dtype: Any = None) -> chex.Array:
+  """[V, D]: the table of a tied model, or its own; gathered over `fsdp`."""
+  table = params['unembed' if 'unembed' in params else 'embed']['tokens']
+  return constrain(table.astype(dtype or table.dtype), 'vocabulary', None)
 
 
 # ----- forward
 
 
 def _angles(config: configs.Model, positions: chex.Array) -> chex.Array:
-  size = head_size(config)
+  """[B, T, h/2]. Llama 3's scaling: long waves are stretched by the factor, short ones kept, those
+  between are blended (Llama 3 herd of models, §3.4.1, and its published code).
+  """
+  size = rotary_size(config)
   frequencies = config.rope_theta**(-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
+  if config.rope_scaling:
+    factor, *rest = config.rope_scaling
+    keep = 0.0  # share of a frequency that is not stretched
+    if rest:
+      low, high, context = rest
+      turns = context * frequencies / (2 * math.pi)
+      keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+    frequencies = frequencies * (keep + (1.0 - keep) / factor)
   return positions.astype(jnp.float32)[..., None] * frequencies
 
 
@@ -320,31 +343,38 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
     if config.scan).
   """
   dtype = jnp.dtype(config.compute)
-  x = params['embed']['tokens'].astype(dtype)[tokens]
+  x = constrain(params['embed']['tokens'].astype(dtype), 'vocabulary', None)[tokens]
   if config.positions == 'learned':
     x = x + params['embed']['positions'].astype(dtype)[positions]
   x = constrain(x, 'batch', None, None)
   angles = _angles(config, positions)
+  banded, band = None, None
+  if config.window:  # slots of a row are contiguous, so their distance is that of positions
+    slots = index + jnp.arange(tokens.shape[1])[:, None] - jnp.arange(mask.shape[2])
+    band = slots < config.window
+    banded = (jnp.arange(config.layers) + 1) % config.window_every == 0
   dropout = dropout_key is not None and config.dropout > 0
   layer_keys = jax.random.split(dropout_key, config.layers) if dropout else None
   keep = keep_cache or cache is not None
 
   def block(x, layer):
-    weights, layer_cache, key = layer
-    x, made = Block(config).apply({'params': weights}, x, angles, mask, layer_cache, index, dropout,
+    weights, layer_cache, key, narrow = layer
+    look = mask if narrow is None else mask & (band | ~narrow)
+    x, made = Block(config).apply({'params': weights}, x, angles, look, layer_cache, index, dropout,
                                   rngs={'dropout': key} if dropout else None)
     return x, made if keep else None
 
   if config.remat and not keep:
     block = jax.checkpoint(block)
   if config.scan:
-    x, made = jax.lax.scan(block, x, (params['blocks'], cache, layer_keys))
+    x, made = jax.lax.scan(block, x, (params['blocks'], cache, layer_keys, banded))
   else:
     made = []
     for i in range(config.layers):
       weights = jax.tree.map(lambda p, i=i: p[i], params['blocks'])
-      x, layer_made = block(
-        x, (weights, None if cache is None else cache[i], layer_keys[i] if dropout else None))
+      x, layer_made = block(x, (weights, None if cache is None else cache[i],
+                                layer_keys[i] if dropout else None,
+                                None if banded is None else banded[i]))
       made.append(layer_made)
   return Norm(config).apply({'params': params['norm']}, x), made if keep else None
 

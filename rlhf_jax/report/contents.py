@@ -5,10 +5,11 @@ In: a workdir. Out: `Contents`, plain Python. Left out: checkpoints, and every j
 numbers.
 """
 
+import contextlib
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 
@@ -40,6 +41,7 @@ class Contents:
   runs: list[Run]  # each after those it rests on
   results: Mapping[str, Any]  # results.json
   cards: Mapping[str, Any]  # folder below data/ -> card.json
+  left_out: list[str]  # files and lines that are there and could not be read, and why
 
   def run(self, name: str) -> Run | None:
     """The run of that name, if there is one."""
@@ -50,54 +52,71 @@ class Contents:
     return [run for run in self.runs if run.kind == kind]
 
 
-def read(workdir: pathlib.Path) -> Contents:
-  """Reads a workdir; files that are missing or not JSON count as absent, torn last lines are left
-  out."""
+def read(workdir: pathlib.Path, without: Collection[str] = ()) -> Contents:
+  """Reads a workdir, but for the runs named. What is missing counts as absent; what is damaged does
+  too, and `left_out` says so."""
+  left_out: list[str] = []
   runs = {}
   for path in sorted(workdir.glob('*/config.json')):
-    described = read_json(path)
+    if path.parent.name in without:
+      continue
+    described = read_json(path, left_out)
     if 'kind' in described:
-      runs[path.parent.name] = _run(path.parent, described)
-  cards = {path.parent.relative_to(workdir / 'data').as_posix(): read_json(path)
+      runs[path.parent.name] = _run(path.parent, described, left_out)
+  cards = {path.parent.relative_to(workdir / 'data').as_posix(): read_json(path, left_out)
            for path in sorted((workdir / 'data').glob('**/card.json'))}
-  return Contents(workdir, _in_order(runs), read_json(workdir / 'results.json'),
-                  {name: card for name, card in cards.items() if card})
+  results = read_json(workdir / 'results.json', left_out)
+  return Contents(workdir, _in_order(runs), results,
+                  {name: card for name, card in cards.items() if card},
+                  [text.removeprefix(f'{workdir}/') for text in left_out])
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-  """The object in a file, {} if there is none."""
+def read_json(path: pathlib.Path, left_out: list[str]) -> dict[str, Any]:
+  """The object in a file, {} without one; a file that holds none is named in `left_out`."""
   try:
-    value = json.loads(path.read_text(encoding='utf-8'))
-  except (OSError, ValueError):
+    value = json.loads(_bytes(path, left_out) or b'{}')
+  except ValueError as error:  # not JSON, or not UTF-8
+    left_out.append(f'{path}: is not JSON ({error})')
     return {}
-  return value if isinstance(value, dict) else {}
+  if not isinstance(value, dict):
+    left_out.append(f'{path}: holds {type(value).__name__}, expected an object')
+    return {}
+  return value
 
 
-def read_jsonl(path: pathlib.Path) -> list[dict[str, Any]]:
-  """The objects of a file, one a line; lines that are none are left out."""
+def read_jsonl(path: pathlib.Path, left_out: list[str]) -> list[dict[str, Any]]:
+  """The objects of a file, one a line; how many whole lines hold none is said in `left_out` (the
+  last line may be in the making)."""
+  whole = _bytes(path, left_out).split(b'\n')[:-1]
   rows = []
-  try:
-    with open(path, encoding='utf-8', errors='replace') as file:
-      for line in file:
-        try:
-          row = json.loads(line)
-        except ValueError:
-          continue
-        if isinstance(row, dict):
-          rows.append(row)
-  except OSError:
-    pass
+  for line in whole:
+    with contextlib.suppress(ValueError):  # not JSON, or not UTF-8
+      rows.append(json.loads(line))
+  rows = [row for row in rows if isinstance(row, dict)]
+  if len(rows) < len(whole):
+    left_out.append(f'{path}: {len(whole) - len(rows)} of {len(whole)} lines are no JSON objects')
   return rows
 
 
-def _run(folder: pathlib.Path, described: Mapping[str, Any]) -> Run:
-  finished = read_json(folder / 'finished.json')
+def _bytes(path: pathlib.Path, left_out: list[str]) -> bytes:
+  try:
+    return path.read_bytes()
+  except FileNotFoundError:
+    return b''
+  except OSError as error:
+    left_out.append(f'{path}: {error.strerror}')
+    return b''
+
+
+def _run(folder: pathlib.Path, described: Mapping[str, Any], left_out: list[str]) -> Run:
+  finished = read_json(folder / 'finished.json', left_out)
   return Run(
     name=folder.name, kind=described['kind'], config=described.get('config') or {},
     parents=described.get('parents') or {}, versions=described.get('versions') or {},
-    commit=described.get('commit') or '', metrics=read_jsonl(folder / 'metrics.jsonl'),
-    samples=read_jsonl(folder / 'samples.jsonl'),
-    evaluations={path.stem: read_jsonl(path)
+    commit=described.get('commit') or '',
+    metrics=read_jsonl(folder / 'metrics.jsonl', left_out),
+    samples=read_jsonl(folder / 'samples.jsonl', left_out),
+    evaluations={path.stem: read_jsonl(path, left_out)
                  for path in sorted((folder / 'evaluations').glob('*.jsonl'))},
     summary=finished.get('summary') or {}, seconds=finished.get('seconds'),
     steps=finished.get('steps'))

@@ -50,7 +50,7 @@ _STYLE = {
 }
 
 
-def _styled(function: Any) -> Any:
+def styled(function: Any) -> Any:
   """Runs `function` (-> Figure, label) under the report's style and returns its SVG."""
   @functools.wraps(function)
   def drawn(*args: Any, **kwargs: Any) -> str:
@@ -59,7 +59,7 @@ def _styled(function: Any) -> Any:
   return drawn
 
 
-@_styled
+@styled
 def win_rates(entries: Mapping[str, Mapping[str, Any]], against: str) -> str:
   """Horizontal bars of win rates with their 95 % intervals.
 
@@ -67,7 +67,7 @@ def win_rates(entries: Mapping[str, Mapping[str, Any]], against: str) -> str:
     entries: model -> {'mean', 'low', 'high', 'n'}.
   """
   names = [name for name, entry in entries.items() if entry.get('mean') is not None][::-1]
-  figure = _figure(7.2, 0.42 * len(names) + 0.8)
+  figure = blank(7.2, 0.42 * len(names) + 0.8)
   axes = figure.subplots()
   for row, name in enumerate(names):
     entry = entries[name]
@@ -87,7 +87,7 @@ def win_rates(entries: Mapping[str, Mapping[str, Any]], against: str) -> str:
   return figure, f'Win rates against {against}'
 
 
-@_styled
+@styled
 def curves(steps: Sequence[int], panels: Mapping[str, Sequence[tuple[str, Sequence[Any]]]]) -> str:
   """Small multiples over steps.
 
@@ -97,7 +97,7 @@ def curves(steps: Sequence[int], panels: Mapping[str, Sequence[tuple[str, Sequen
   """
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
-  figure = _figure(3.0 * columns + 0.2, 1.9 * rows + 0.2)
+  figure = blank(3.0 * columns + 0.2, 1.9 * rows + 0.2)
   grid = figure.subplots(rows, columns, squeeze=False).ravel()
   for axes, (title, lines) in zip(grid, panels.items(), strict=False):
     for colour, (label, values) in zip(COLOURS, lines, strict=False):
@@ -127,7 +127,7 @@ def binned(steps: Sequence[int], values: Sequence[Any]) -> tuple[np.ndarray, ...
                ((np.mean, x), (np.mean, y), (np.min, y), (np.max, y)))
 
 
-@_styled
+@styled
 def reward_over_kl(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) -> str:
   """Each PPO run's path from its first update (hollow) to its last (full): reward-model score over
   KL.
@@ -135,7 +135,7 @@ def reward_over_kl(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
   Args:
     runs: name -> (KL in nats a sequence, score), one an update.
   """
-  figure = _figure(5.6, 3.4)
+  figure = blank(5.6, 3.4)
   axes = figure.subplots()
   for colour, (name, (kl, score)) in zip(COLOURS, runs.items(), strict=False):
     steps = range(len(kl))
@@ -148,7 +148,7 @@ def reward_over_kl(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
   return figure, 'Reward-model score over KL'
 
 
-@_styled
+@styled
 def gold_over_kl(entries: Mapping[str, Mapping[str, Any]]) -> str:
   """Judge's score (left) and reward-model score (right) of every model over its KL, with 95 %
   intervals both ways.
@@ -156,7 +156,7 @@ def gold_over_kl(entries: Mapping[str, Mapping[str, Any]]) -> str:
   Args:
     entries: model -> {'kl', 'kl_ci', 'gold', 'gold_ci', 'proxy', 'proxy_ci'}.
   """
-  figure = _figure(8.2, 3.4)
+  figure = blank(8.2, 3.4)
   for axes, key, title in zip(figure.subplots(1, 2), ('gold', 'proxy'),
                               ('judge’s score', 'reward-model score'), strict=True):
     for colour, (name, entry) in zip(itertools.cycle(COLOURS), entries.items(), strict=False):
@@ -171,14 +171,14 @@ def gold_over_kl(entries: Mapping[str, Mapping[str, Any]]) -> str:
   return figure, 'Scores over KL'
 
 
-@_styled
+@styled
 def reliability(table: Sequence[Mapping[str, Any]]) -> str:
   """Share of pairs in which the first is better, over the probability the reward model gives it.
 
   Args:
     table: rows {'confidence', 'accuracy', 'n'}; bars are 95 % Wilson intervals.
   """
-  figure = _figure(4.2, 3.9)
+  figure = blank(4.2, 3.9)
   axes = figure.subplots()
   axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (4, 3)))
   for row in table:
@@ -215,7 +215,7 @@ def _around(entry: Mapping[str, Any], key: str) -> list[list[float]] | None:
   return [[max(0.0, entry[key] - interval[0])], [max(0.0, interval[1] - entry[key])]]
 
 
-def _figure(width: float, height: float) -> matplotlib.figure.Figure:
+def blank(width: float, height: float) -> matplotlib.figure.Figure:
   # Without pyplot there is no global state and no display to be asked for.
   return matplotlib.figure.Figure(figsize=(width, height), layout='constrained')
 

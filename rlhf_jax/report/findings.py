@@ -50,15 +50,20 @@ def roles(contents: Contents) -> Roles:
   config = evaluations[-1].config
   against, models = config.get('against', ''), config.get('models') or {}
   base = (models.get(against) or {}).get('run')
+  baseline = contents.run(base or '')
+  start = baseline.config.get('init_from') if baseline else None
   pretrained, aligned, tricks = '', [], []
   for name, sampled in models.items():
     plain = (
       sampled.get('temperature') == 1 and sampled.get('best_of') == 1 and not sampled.get('prefix')
     )
     run = contents.run(sampled.get('run', ''))
-    if run is None or name == against:
+    if name == against:
       continue
-    if run.kind == 'PPO' and plain:
+    if run is None:
+      if plain and sampled.get('run') == start:  # the folder of a model
+        pretrained = pretrained or name
+    elif run.kind == 'PPO' and plain:
       aligned.append(name)
     elif run.name == base and not plain and not sampled.get('prefix'):
       tricks.append(name)

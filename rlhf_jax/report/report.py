@@ -15,7 +15,7 @@ import jinja2
 import markupsafe
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.report import figures, findings
+from rlhf_jax.report import figures, findings, study
 from rlhf_jax.report.contents import Contents, Run, read
 
 SAMPLES = 20
@@ -51,39 +51,38 @@ CURVES_OF = ('loss', 'score')  # of other kinds nothing is drawn
 
 
 def write(workdir: pathlib.Path | str) -> pathlib.Path:
-  """Writes DIR/report.html from the other files of DIR and returns its path.
+  """Writes DIR/report.html from the other files of DIR and returns its path. Of a sweep that is the
+  study, and DIR/runs.html the page of the runs that its points rest on.
 
   Raises: BadInput if there is no run in DIR.
   """
   workdir = pathlib.Path(workdir)
+  if study.is_sweep(workdir):
+    contents = read(workdir, without=study.points(workdir))
+    if contents.runs:
+      _write(workdir / 'runs.html', page(contents))
+    return _write(workdir / 'report.html', study.page(workdir, _environment()))
   contents = read(workdir)
   if not contents.runs:
     raise BadInput(
       f'{workdir}: no run is in there (no RUN/config.json); give the --workdir of a run'
     )
-  path = workdir / 'report.html'
+  return _write(workdir / 'report.html', page(contents))
+
+
+def _write(path: pathlib.Path, text: str) -> pathlib.Path:
+  """Writes a page, whole or not at all."""
   temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_text(page(contents), encoding='utf-8')
+  temporary.write_text(text, encoding='utf-8')
   os.replace(temporary, path)
   return path
 
 
 def page(contents: Contents) -> str:
   """The HTML."""
-  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
-  environment = jinja2.Environment(
-    loader=loader,
-    autoescape=True,
-    trim_blocks=True,
-    lstrip_blocks=True,
-    undefined=jinja2.StrictUndefined,
-  )
-  environment.filters |= {
-    'number': number, 'fixed': fixed, 'percent': findings.percent, 'bare': findings.bare,
-    'clock': clock, 'pretty': pretty}
   told = findings.roles(contents)
   models = contents.results.get('models') or {}
-  return environment.get_template('page.html').render(
+  return _environment().get_template('page.html').render(
     title=contents.workdir.resolve().name,
     contents=contents,
     roles=told,
@@ -101,6 +100,21 @@ def page(contents: Contents) -> str:
     drawn=_figures(contents, told, models),
     total=sum(run.seconds or 0 for run in contents.runs),
   )
+
+
+def _environment() -> jinja2.Environment:
+  loader = jinja2.FileSystemLoader(pathlib.Path(__file__).parent)
+  environment = jinja2.Environment(
+    loader=loader,
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+  )
+  environment.filters |= {
+    'number': number, 'fixed': fixed, 'percent': findings.percent, 'bare': findings.bare,
+    'clock': clock, 'pretty': pretty}
+  return environment
 
 
 def number(value: Any, digits: int = 3) -> str:
@@ -179,6 +193,7 @@ def _sources(cards: Mapping[str, Any]) -> list[dict[str, Any]]:
       continue
     for source, counts in sources.items():
       left = {**(counts.get('refused') or {}), 'duplicates': counts.get('duplicates'),
+              'long-prefix duplicates': counts.get('long_prefix_duplicates'),
               'not taken': counts.get('not_taken')}
       found.append({'data': name, 'source': source, 'read': counts.get('read'),
                     'kept': counts.get('kept'), 'left_out': _counted(left), 'cut': []})
@@ -199,15 +214,17 @@ def _counted(counts: Mapping[str, Any]) -> list[str]:
 
 
 def _samples(contents: Contents, told: findings.Roles) -> dict[str, Any]:
-  """The first rows of the aligned model beside the baseline's of the same prompts; without an
-  evaluation the last rows of a PPO run's samples.jsonl."""
+  """The first rows of every plainly sampled model beside each other: the pretrained one, the
+  baseline, the aligned ones; without an evaluation the last rows of a PPO run's samples.jsonl."""
   for run in contents.of_kind('Evaluate')[::-1]:
-    base = {row.get('id'): row for row in run.evaluations.get(told.against, [])}
-    rows = run.evaluations.get(told.best, [])
-    if rows and base:
+    names = [name for name in (told.pretrained, told.against, *told.aligned)
+             if run.evaluations.get(name)]
+    if told.against in names and told.best in names:
+      by_id = [{row.get('id'): row for row in run.evaluations[name]} for name in names]
       return {
-        'names': [told.against, told.best],
-        'rows': [(row.get('prompt', ''), [base.get(row.get('id')), row]) for row in rows[:SAMPLES]],
+        'names': names,
+        'rows': [(row.get('prompt', ''), [rows.get(row.get('id')) for rows in by_id])
+                 for row in run.evaluations[told.best][:SAMPLES]],
       }
   for run in contents.of_kind('PPO'):
     if run.samples:

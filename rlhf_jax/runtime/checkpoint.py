@@ -1,7 +1,8 @@
 """Checkpoints of a training state, and the exported model of a finished run.
 
 Enter: a state (any tree of arrays) and its step. Leave: the newest state on disk that is whole, on
-any mesh; the parents that later runs start from.
+any mesh and any number of processes; the parents that later runs start from. All processes write
+arrays, each its own; process 0 lists, looks for damage and removes.
 A checkpoint counts once checkpoints.json lists each of its files with size and CRC: orbax renames a
 finished save into place, but cannot tell that a file was cut or lost afterwards.
 Left out: the input pipeline, which is a function of (seed, step) and has no state; the best-of-run
@@ -9,7 +10,6 @@ choice, which is part of the state.
 """
 
 import concurrent.futures
-import contextlib
 import dataclasses
 import logging
 import shutil
@@ -24,7 +24,9 @@ import orbax.checkpoint as ocp
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
+from rlhf_jax.data import processes
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.model import sharding, transformer
 from rlhf_jax.runtime import workdir
 from rlhf_jax.stages.stage import Parent
 
@@ -59,9 +61,8 @@ class Checkpoints:
       whatever the save before this one failed with.
     """
     self.wait()
-    if step in self._listed():
-      return
-    shutil.rmtree(self._folder / str(step), ignore_errors=True)
+    if processes.first():
+      shutil.rmtree(self._folder / str(step), ignore_errors=True)
     self._writer.save(self._folder / str(step), state)
     self._under_way = self._thread.submit(self._list_and_prune, step)
 
@@ -82,6 +83,11 @@ class Checkpoints:
     Raises:
       BadInput: checkpoints were finished, and each of them is damaged or of another shape.
     """
+    step = processes.share(self._newest() if processes.first() else None)
+    return None if step is None else (step, self._read(step, shapes))
+
+  def _newest(self) -> int | None:
+    """Step of the newest whole checkpoint; None if no save was ever finished."""
     listed = self._listed()
     present = {int(p.name): p for p in self._folder.glob('*') if p.name.isdigit()} if (
       self._folder.exists()) else {}
@@ -89,8 +95,7 @@ class Checkpoints:
     for step in sorted(set(listed) | set(present), reverse=True):
       damage[step] = self._damage(step, listed)
       if not damage[step]:
-        with contextlib.suppress(FileNotFoundError):
-          return step, self._read(step, shapes)
+        return step
       older = [s for s in set(listed) | set(present) if s < step]
       logger.warning(
         'checkpoint %s is damaged (%s): %s', self._folder / str(step), damage[step],
@@ -103,6 +108,8 @@ class Checkpoints:
 
   def forget_after(self, step: int) -> None:
     """Removes checkpoints above a step: torn ones, which stand in the way of new ones."""
+    if not processes.first():
+      return
     for path in self._folder.glob('*') if self._folder.exists() else ():
       if not path.name.isdigit() or int(path.name) > step:
         shutil.rmtree(path, ignore_errors=True)
@@ -131,6 +138,8 @@ class Checkpoints:
   def _list_and_prune(self, step: int) -> None:
     """Waits until a save has its final name, then lists its files and removes what is too old."""
     self._writer.wait_until_finished()
+    if not processes.first():
+      return
     listed = self._listed() | {step: _files(self._folder / str(step))}
     kept = sorted(listed)[-KEEP:]
     workdir.write_json(self._listing, {s: listed[s] for s in kept})
@@ -172,48 +181,69 @@ def export(folder: Path, kind: str, model: configs.Model, tokenizer: Tokenizer,
   at all.
   """
   target, temporary = folder / 'model', folder / '.model'
-  shutil.rmtree(temporary, ignore_errors=True)
-  temporary.mkdir(parents=True)
-  tokenizer.save(temporary / 'tokenizer.json')
+  if processes.first():
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    tokenizer.save(temporary / 'tokenizer.json')
+  processes.barrier()
   with ocp.StandardCheckpointer() as writer:
     for name, tree in trees.items():
       if tree is not None:
         writer.save(temporary.resolve() / name, tree)
         writer.wait_until_finished()
+  if not processes.first():
+    return
   workdir.write_json(temporary / 'model.json', {'kind': kind, 'model': dataclasses.asdict(model)})
   workdir.write_json(folder / 'model.files.json', _files(temporary))
   shutil.rmtree(target, ignore_errors=True)
   temporary.rename(target)
 
 
-def load_parent(folder: Path, weights: str = 'params') -> Parent:
-  """The run in `folder`, which must be finished; its params are numpy arrays.
+def load_parent(folder: Path, weights: str = 'params',
+                mesh: jax.sharding.Mesh | None = None) -> Parent:
+  """The run in `folder`, which must be finished.
 
   Args:
     weights: 'params', or 'ema' for the average of the weights where the run kept one.
+    mesh: where its parameters are laid out as they are read; None: numpy arrays.
 
   Raises:
     BadInput: not finished, or its model is damaged.
   """
+  if not processes.first():  # it has seen the file; other hosts may not yet
+    processes.wait_for(folder / 'finished.json', 300)
   config = workdir.config_of(folder)
   if not (folder / 'finished.json').exists():
     raise BadInput(f'{folder}: is not finished; start the same `run` command again to go on')
   if not isinstance(config, configs.Language | configs.Reward | configs.PPO):
     return Parent(None, None, None, config, folder)
   again = f'put back a copy, or delete {folder} to train it again'
+  if processes.first():
+    _check_model(folder, again)
+  described = workdir.read_json(folder / 'model' / 'model.json')
+  if described is None or not (folder / 'model' / weights).exists():
+    raise BadInput(f'{folder}/model: has no {weights}; {again}')
+  model = workdir.from_json(configs.Model, described['model'])
+  with ocp.StandardCheckpointer() as reader:
+    path = (folder / 'model' / weights).resolve()
+    shapes = jax.tree.map(_on_host, reader.metadata(path).item_metadata.tree)
+    if mesh is not None:
+      axes = transformer.axes(model, scalar=described['kind'] == 'reward')
+      shapes = jax.tree.map(
+        lambda shape, at: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=at), shapes,
+        sharding.state_shardings(mesh, shapes, {'model': axes}))
+    params = reader.restore(path, shapes)
+  return Parent(model, Tokenizer.from_file(folder / 'model' / 'tokenizer.json'), params, config,
+                folder)
+
+
+def _check_model(folder: Path, again: str) -> None:
+  """BadInput if a file of the model is not as it was written."""
   for name, (size, crc) in (workdir.read_json(folder / 'model.files.json') or {}).items():
     file = folder / 'model' / name
     data = file.read_bytes() if file.is_file() else b''
     if len(data) != size or zlib.crc32(data) != crc:
       raise BadInput(f'{file}: is damaged ({len(data)} bytes, {size} were written); {again}')
-  described = workdir.read_json(folder / 'model' / 'model.json')
-  if described is None or not (folder / 'model' / weights).exists():
-    raise BadInput(f'{folder}/model: has no {weights}; {again}')
-  with ocp.StandardCheckpointer() as reader:
-    path = (folder / 'model' / weights).resolve()
-    params = reader.restore(path, jax.tree.map(_on_host, reader.metadata(path).item_metadata.tree))
-  return Parent(workdir.from_json(configs.Model, described['model']),
-                Tokenizer.from_file(folder / 'model' / 'tokenizer.json'), params, config, folder)
 
 
 def _on_host(leaf: Any) -> np.ndarray:

@@ -1,15 +1,36 @@
-"""Compiled programs, kept beside the runs, so that a restart compiles nothing.
+"""The program of a training run, and compiled programs kept beside the runs.
 
-Enter: a workdir. Leave: jax's persistent cache in DIR/.jax_cache, without half-written entries.
+Enter: a stage; a workdir. Leave: its update as the loop runs it and preflight measures it; jax's
+persistent cache in DIR/.jax_cache without half-written entries: a restart compiles nothing; and
+inside one process the executable of a program that was compiled before.
 Left out: sharing between workdirs, unless JAX_COMPILATION_CACHE_DIR asks for it.
 """
 
+import hashlib
 import os
 import zlib
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache
+
+from rlhf_jax.data import processes
+
+KEPT = 2  # a sweep goes to and fro between the runs with ptx and those without
+_held: dict[bytes, Any] = {}
+
+
+def update(stage: Any, state_shardings: Any, metrics: Any = None) -> Any:
+  """The jitted step of a stage: (state, frozen, batch, key, step) -> (state, metrics).
+
+  The state is donated and lies where it lay: unpinned, gradients and state would be whole on every
+  device. `metrics` says where those lie; None: where they come out.
+  """
+  def one(state, frozen, batch, key, step):
+    return stage.update(state, frozen, batch, jax.random.fold_in(key, step))
+
+  return jax.jit(one, donate_argnums=0, out_shardings=(state_shardings, metrics))
 
 
 def keep(folder: Path) -> None:
@@ -17,7 +38,9 @@ def keep(folder: Path) -> None:
   compiles nothing.
   """
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    drop_torn(folder / '.jax_cache')
+    if processes.first():
+      drop_torn(folder / '.jax_cache')
+    processes.barrier()
     jax.config.update('jax_compilation_cache_dir', str(folder.resolve() / '.jax_cache'))
     compilation_cache.reset_cache()  # else the folder of this process's first compilation stays
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
@@ -38,3 +61,19 @@ def drop_torn(folder: Path) -> None:
       torn = False  # another compression: zstandard is installed
     if torn:
       path.unlink()
+
+
+def compiled(lowered: Any) -> Any:
+  """A lowered program compiled, or what the very same one was compiled to in this process.
+
+  A sweep's points lower to the same text, since coefficients and learning rates are data. As many
+  as KEPT are held, those used last.
+  """
+  text = hashlib.sha256(lowered.as_text().encode())
+  for part in (lowered.in_tree, lowered.out_tree, jax.devices()):
+    text.update(str(part).encode())
+  key = text.digest()
+  _held[key] = _held.pop(key, None) or lowered.compile()
+  while len(_held) > KEPT:
+    _held.pop(next(iter(_held)))
+  return _held[key]

@@ -1,22 +1,25 @@
 """An experiment file as a checked table of runs, and the order in which they must be made.
 
-Enter: the path of a Python file that sets `runs: dict[str, config]`. Leave: an `Experiment`; every
-mistake of the file is a `BadInput` that names file, line and field. Plain Python, no jax: `list`
-answers at once.
-Left out: anything but `runs` in the file; values are checked by type and by reference, their sense
-by those who use them.
+Enter: the path of a Python file that sets `runs: dict[str, config]`, or defines `runs(…)` that
+returns one; its parameters are options of the command line. Leave: an `Experiment`; every mistake
+of the file is a `BadInput` that names file, line and field. Plain Python, no jax: `list` answers
+at once.
+Left out: anything but `runs` and `sweep` in the file; values are checked by type and by reference,
+their sense by those who use them.
 """
 
 import ast
+import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib.util
 import re
 import sys
 import traceback
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +53,7 @@ class Experiment:
   file: Path
   runs: dict[str, configs.Run]
   lines: Mapping[tuple[str, ...], int]  # ('sft',) and ('sft', 'batch') -> line
+  sweep: configs.Sweep | None = None  # of a sweep file; grid.py checks it
 
   def where(self, run: str, field: str = '') -> str:
     """FILE:LINE: runs['RUN'].field, as precisely as the file's own text tells."""
@@ -58,17 +62,76 @@ class Experiment:
     return f"{place}: runs['{run}']" + (f'.{field}' if field else '')
 
 
-def load(file: Path) -> Experiment:
+@dataclasses.dataclass(frozen=True)
+class Parameter:
+  """An option that an experiment file takes: a parameter of its function `runs`."""
+  name: str
+  kind: type  # str, int or float
+  required: bool
+  default: Any
+  doc: str
+
+  @property
+  def option(self) -> str:
+    return '--' + self.name.replace('_', '-')
+
+
+def parameters(file: Path) -> list[Parameter]:
+  """The options that an experiment file takes, read from its text; none where `runs` is a dict.
+
+  A parameter reads `name: str = '',  # what it is`, each on a line of its own.
+  """
+  try:
+    text = file.read_text('utf-8')
+    found = [node for node in ast.parse(text).body
+             if isinstance(node, ast.FunctionDef) and node.name == 'runs']
+  except (OSError, SyntaxError, UnicodeDecodeError):  # `load` tells it with its line
+    return []
+  lines, taken = text.splitlines(), []
+  for node in found:
+    arguments = node.args.posonlyargs + node.args.args
+    missing = [None] * (len(arguments) - len(node.args.defaults))
+    given = [*zip(arguments, missing + node.args.defaults, strict=True),
+             *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
+    for argument, default in given:
+      comment = re.search(r'  # (.*)$', lines[argument.end_lineno - 1])
+      kind = {'int': int, 'float': float}.get(getattr(argument.annotation, 'id', 'str'), str)
+      taken.append(Parameter(argument.arg, kind, default is None,
+                             None if default is None else ast.literal_eval(default),
+                             comment[1] if comment else ''))
+  return taken
+
+
+def load(file: Path, given: Mapping[str, Any] = types.MappingProxyType({}),
+         placeholders: bool = False) -> Experiment:
   """Executes an experiment file and checks every run of it.
+
+  Args:
+    given: values of the file's own options by parameter name; None counts as not given.
+    placeholders: name what is required and was not given after its option, to list and explain.
 
   Raises:
     BadInput: no such file, not Python, no `runs`, a value of the wrong type, an unknown run, a
-      cycle.
+      cycle, an option that is required and missing.
   """
-  runs = getattr(_execute(file), 'runs', None)
+  module = _execute(file)
+  runs = getattr(module, 'runs', None)
+  if isinstance(runs, types.FunctionType):
+    values = {name: value for name, value in given.items() if value is not None}
+    missing = [one for one in parameters(file) if one.required and one.name not in values]
+    if missing and not placeholders:
+      raise BadInput(f'{file}: needs ' + ' and '.join(
+        f'{one.option} {one.name.upper()}' for one in missing)
+        + f' (`run {file} --help` explains)')
+    with _told(file):
+      runs = runs(**values | {one.name: one.name.upper() for one in missing})
   if not isinstance(runs, dict) or not runs:
     raise BadInput(f"{file}: sets no `runs`; expected runs = {{'name': Language(…), …}}")
-  experiment = Experiment(file, runs, _lines(file))
+  sweep = getattr(module, 'sweep', None)
+  if sweep is not None:
+    check_value(lambda field: f'{file}: sweep' + f'.{field}' * bool(field), '', sweep,
+                configs.Sweep)
+  experiment = Experiment(file, runs, _lines(file), sweep)
   check(experiment)
   return experiment
 
@@ -82,7 +145,7 @@ def check(experiment: Experiment) -> None:
     if not isinstance(config, KINDS):
       raise BadInput(f'{experiment.where(name)} is {_shown(config)}; expected '
                      f"{', '.join(k.__name__ for k in KINDS[:-1])} or {KINDS[-1].__name__}")
-    _check_value(experiment, name, '', config, type(config))
+    check_value(functools.partial(experiment.where, name), '', config, type(config))
   for name in experiment.runs:
     _check_references(experiment, name)
   order(experiment, experiment.runs)
@@ -90,10 +153,24 @@ def check(experiment: Experiment) -> None:
 
 def references(config: configs.Run) -> dict[str, str]:
   """Role -> run it names; the entries of an Evaluate have the roles 'models.NAME'."""
+  return {role: name for role, name in _named(config).items() if '/' not in name}
+
+
+def folders(config: configs.Run) -> dict[str, str]:
+  """Role -> model folder it names in the place of a run: a name with a slash is a folder."""
+  return {role: name for role, name in _named(config).items() if '/' in name}
+
+
+def kinds_of(config: configs.Run, role: str) -> tuple[type, ...]:
+  """The kinds of run that a role may name."""
+  return SAMPLED if role.startswith('models.') else ROLES[type(config)][role]
+
+
+def _named(config: configs.Run) -> dict[str, str]:
   named = {role: getattr(config, role) for role in ROLES[type(config)]}
   if isinstance(config, configs.Evaluate):
     named |= {f'models.{name}': sampled.run for name, sampled in config.models.items()}
-  # 'module:function' is a reward of the user's own, a tuple is files: neither is a run.
+  # 'module:function' is a reward of the user's own, a tuple is files: neither is a model.
   return {
     role: run
     for role, run in named.items() if isinstance(run, str) and run and ':' not in run
@@ -164,8 +241,16 @@ def _execute(file: Path) -> types.ModuleType:
     raise BadInput(f'{file}: an experiment is a Python file, *.py')
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module
-  try:
+  with _told(file):
     spec.loader.exec_module(module)
+  return module
+
+
+@contextlib.contextmanager
+def _told(file: Path) -> Iterator[None]:
+  """What goes wrong in an experiment file becomes a BadInput with its line."""
+  try:
+    yield
   except SyntaxError as error:
     raise BadInput(f'{error.filename or file}:{error.lineno}: {error.msg}') from error
   except UnicodeDecodeError as error:
@@ -181,7 +266,6 @@ def _execute(file: Path) -> types.ModuleType:
       message = f'{unknown[1]} has no field {unknown[2]!r}' + near(
         unknown[2], [f.name for f in dataclasses.fields(kind)])
     raise BadInput(f'{file}:{_line_of(error, file)}: {message}') from error
-  return module
 
 
 def _line_of(error: BaseException, file: Path) -> int:
@@ -203,12 +287,16 @@ def _lines(file: Path) -> dict[tuple[str, ...], int]:
   return lines
 
 
-def _check_value(experiment: Experiment, run: str, field: str, value: Any, kind: Any) -> None:
-  """Raises BadInput if a value, or one inside it, is not of the annotated type."""
+def check_value(where: Callable[[str], str], field: str, value: Any, kind: Any) -> None:
+  """Raises BadInput if a value, or one inside it, is not of the annotated type.
+
+  Args:
+    where: field -> the place in the file that the message names.
+  """
   for inside, item, of in _parts(value, kind):
-    _check_value(experiment, run, f'{field}.{inside}' if field else inside, item, of)
+    check_value(where, f'{field}.{inside}' if field else inside, item, of)
   if not _fits(value, kind):
-    raise BadInput(f'{experiment.where(run, field)} is {_shown(value)}; expected {type_name(kind)}')
+    raise BadInput(f'{where(field)} is {_shown(value)}; expected {type_name(kind)}')
 
 
 def _parts(value: Any, kind: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -220,7 +308,7 @@ def _parts(value: Any, kind: Any) -> Iterator[tuple[str, Any, Any]]:
   elif dataclasses.is_dataclass(kind) and isinstance(value, kind):
     for name, of in typing.get_type_hints(kind).items():
       yield name, getattr(value, name), of
-  elif isinstance(value, dict) and inner:
+  elif isinstance(value, dict) and typing.get_origin(kind) is dict:
     for name, item in value.items():
       yield str(name), item, inner[1]
   elif isinstance(value, tuple) and inner:
@@ -242,8 +330,11 @@ def _fits(value: Any, kind: Any) -> bool:
 
 def _check_references(experiment: Experiment, name: str) -> None:
   config = experiment.runs[name]
+  for role, folder in folders(config).items():
+    if not set(kinds_of(config, role)) & {*SAMPLED, configs.Reward}:
+      raise BadInput(f'{experiment.where(name, role)} names the folder {folder!r}; expected a run')
   for role, needed in references(config).items():
-    kinds = SAMPLED if role.startswith('models.') else ROLES[type(config)][role]
+    kinds = kinds_of(config, role)
     there = [other for other, of in experiment.runs.items() if isinstance(of, kinds)]
     where, hint = experiment.where(name, role), near(needed, there) if there else ''
     if needed not in experiment.runs:

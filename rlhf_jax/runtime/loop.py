@@ -4,8 +4,8 @@ Enter: an Experiment, the names of wanted runs, a Place. Leave: their folders, a
 will say.
 Everything is a function of (config, seed, step): batch t is stage.batches(t), its key
 fold_in(key(seed), t). So a run that was killed goes on from its newest whole checkpoint and ends
-with the same bits. Only the moment of a save depends on the clock.
-Left out: several processes (each would have to agree on that moment).
+with the same bits. Only the moment of a save depends on the clock: several processes agree on it.
+Left out: how they do (processes.py); what a step computes (stages/).
 """
 
 import concurrent.futures
@@ -13,7 +13,6 @@ import dataclasses
 import importlib
 import logging
 import math
-import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -23,13 +22,15 @@ import jax
 import numpy as np
 
 from rlhf_jax import configs
-from rlhf_jax.data import builders, records
+from rlhf_jax.data import builders, processes, records
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import judged
 from rlhf_jax.model import sharding, transformer
-from rlhf_jax.runtime import checkpoint, executables, results, workdir
+from rlhf_jax.runtime import checkpoint, executables, models, results, workdir
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.metrics import Metrics, Progress, last_row, timeless
+from rlhf_jax.runtime.processes import SAVE, Stopping, Wishes, check_mesh
+from rlhf_jax.stages.stage import Parent
 
 # The one dispatch. Named, not imported: a restart pays for the stages that are left only.
 STAGES = {
@@ -50,26 +51,7 @@ class Options:
   """What does not change a result."""
   checkpoint_seconds: float = 5.0  # between two saves: what a kill costs
   profile: int = 0  # steps to trace, 0: none
-
-
-class Stopping:
-  """SIGTERM and SIGINT: while a step is under way the loop is asked to save; at other times the
-  process ends at once.
-  """
-
-  def __init__(self) -> None:
-    self.signal = 0
-    self.deferred = False
-
-  def install(self) -> None:
-    """From now on this object hears of both signals."""
-    for number in (signal.SIGTERM, signal.SIGINT):
-      signal.signal(number, self._handle)
-
-  def _handle(self, number: int, frame: Any) -> None:
-    if not self.deferred or self.signal == signal.SIGINT:
-      raise SystemExit(128 + number)
-    self.signal = number
+  progress: Callable[..., Any] = Progress  # shows the steps; arguments as Progress
 
 
 stopping = Stopping()
@@ -89,33 +71,48 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
   """
   wanted = experiments.order(experiment, list(names) or experiment.runs)
   with workdir.lock(place.workdir):
-    described = _described(experiment, wanted)
+    described = descriptions(experiment, wanted, place)
     begun = {name for name in wanted
              if workdir.check_same(place.workdir / name, described[name])}
-    check_inputs([experiment.runs[name] for name in wanted
-                  if not (place.workdir / name / 'finished.json').exists()], place)
+    left = processes.share([name for name in wanted
+                            if not (place.workdir / name / 'finished.json').exists()])
+    check_inputs([experiment.runs[name] for name in left], place)
     executables.keep(place.workdir)
     for name in wanted:
       folder = place.workdir / name
-      if (folder / 'finished.json').exists():
+      if name not in left:
         logger.info('%s: finished', name)
         continue
-      if name not in begun:
+      if name not in begun and processes.first():
         workdir.write_json(folder / 'config.json', described[name])
       with workdir.Stopwatch(folder).ticking() as watch:
         finished = make(name, experiment.runs[name], place, watch, options)
-      workdir.write_json(folder / 'finished.json', {'seconds': round(watch.seconds, 3)} | finished)
+      if processes.first():
+        workdir.write_json(folder / 'finished.json',
+                           {'seconds': round(watch.seconds, 3)} | finished)
+      processes.barrier()
     return results.assemble(place.workdir, experiment.runs)
 
 
-def _described(experiment: experiments.Experiment, names: Iterable[str]) -> dict[str, dict]:
-  """Run -> what its config.json says; `names` are in order, parents first."""
+def descriptions(experiment: experiments.Experiment, names: Iterable[str],
+                 place: Place) -> dict[str, dict]:
+  """Run -> what its config.json says; `names` are in order, parents first.
+
+  Raises: BadInput for a model folder that is not there, or of another kind than its role asks for.
+  """
   described: dict[str, dict[str, Any]] = {}
   for name in names:
     config = experiment.runs[name]
-    described[name] = workdir.describe(config, {
-      role: (run, described[run]['hash'])
-      for role, run in experiments.references(config).items()})
+    needed = {role: (run, described[run]['hash'])
+              for role, run in experiments.references(config).items()}
+    for role, folder in experiments.folders(config).items():
+      path, kinds = builders.locate(folder, place), experiments.kinds_of(config, role)
+      kind = models.kind(path)
+      if (configs.Language if kind == 'policy' else configs.Reward) not in kinds:
+        raise configs.BadInput(f'{experiment.where(name, role)}: {path} is a {kind} model; '
+                               f"expected a {'reward model' if kind == 'policy' else 'policy'}")
+      needed[role] = (folder, models.fingerprint(path))
+    described[name] = workdir.describe(config, needed)
   return described
 
 
@@ -137,25 +134,36 @@ def check_inputs(runs: Iterable[configs.Run], place: Place) -> None:
 def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
          options: Options = Options()) -> dict[str, Any]:
   """Does one run whose parents are finished. Returns {'steps', 'summary'}."""
-  needed = experiments.references(config)
-  loaded = {
-    run: checkpoint.load_parent(place.workdir / run) for run in dict.fromkeys(needed.values())}
+  mesh = sharding.make_mesh(config.mesh)
+  check_mesh(mesh)
   if type(config) in STAGES:
-    parents = {role: loaded[run] for role, run in needed.items()}
-    return train(name, config, parents, place, watch, options)
-  on_device = {run: dataclasses.replace(parent, params=jax.device_put(parent.params))
-               for run, parent in loaded.items()}
-  parents = {role: on_device[run] for role, run in needed.items()}
+    return train(name, config, _parents(config, mesh, place), place, watch, options)
   other = importlib.import_module(OTHERS[type(config)])
-  return {'steps': 0, 'summary': other.run(config, parents, place, place.workdir / name, name)}
+  with jax.set_mesh(mesh):
+    summary = other.run(config, _parents(config, mesh, place), place, place.workdir / name, name)
+  return {'steps': 0, 'summary': summary}
+
+
+def _parents(config: configs.Run, mesh: jax.sharding.Mesh, place: Place) -> dict[str, Parent]:
+  """Role -> the finished run or the folder in it, its parameters laid out on the mesh."""
+  needed = experiments.references(config) | experiments.folders(config)
+  loaded = {
+    one: models.load(builders.locate(one, place), mesh) if '/' in one
+    else checkpoint.load_parent(place.workdir / one, mesh=mesh)
+    for one in dict.fromkeys(needed.values())}
+  return {role: loaded[run] for role, run in needed.items()}
 
 
 # ---------------------------------------------------------------- one training run
 
 
 def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Place,
-          watch: workdir.Stopwatch, options: Options = Options()) -> dict[str, Any]:
+          watch: workdir.Stopwatch, options: Options = Options(),
+          adapted: Callable[[Any], Any] = lambda stage: stage) -> dict[str, Any]:
   """Trains one run from its newest checkpoint to its end and exports its model.
+
+  Args:
+    adapted: stage -> the stage to train, for a caller with evaluations of its own.
 
   Returns:
     {'steps': n, 'summary': the last row of metrics.jsonl without its clock, and what finish()
@@ -163,15 +171,17 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
   """
   folder = place.workdir / name
 
-  # ---- the stage, and where its arrays lie
-  stage = importlib.import_module(STAGES[type(config)]).make(config, parents, place,
-                                                             judged.judge_rows)
+  # ---- the stage, and where its arrays lie; the parents' parameters end with the state's start
   mesh = sharding.make_mesh(config.mesh)
+  given = {role: parent.params for role, parent in parents.items() if parent.params is not None}
+  parents = {role: dataclasses.replace(parent, params=jax.eval_shape(lambda x: x, parent.params))
+             for role, parent in parents.items()}
+  stage = adapted(importlib.import_module(STAGES[type(config)]).make(
+    config, parents, place, judged.judge_rows))
   rows = {x.shape[0] for x in jax.tree.leaves(stage.batch_shapes)}
   sharding.check_divides(
     mesh, transformer.sizes(stage.model) | {f'rows a step: {n} (batch)': n for n in rows})
   key = jax.random.key(config.seed)
-  given = {role: parent.params for role, parent in parents.items() if parent.params is not None}
   with jax.set_mesh(mesh):
     shapes = jax.eval_shape(stage.init, key, given)
     state_shardings = sharding.state_shardings(mesh, shapes, stage.axes)
@@ -189,9 +199,10 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
     else:
       logger.info('%s: going on after step %d of %d', name, first, stage.steps)
     frozen = jax.jit(stage.freeze, out_shardings=frozen_shardings)(given)
+    del given
 
     # ---- the steps
-    run = _Run(name, folder, stage, checkpoints, Metrics(folder, first), watch, options)
+    run = _Run(name, folder, stage, checkpoints, first, watch, options)
     try:
       state = run.steps(state, frozen, key, mesh, state_shardings, first)
       # ---- the end: what finish() changes is in the export, never in a checkpoint
@@ -208,9 +219,10 @@ class _Run:
   """The host side of one training run: its files, its clock, its checkpoints."""
 
   def __init__(self, name: str, folder: Path, stage: Any, checkpoints: checkpoint.Checkpoints,
-               metrics: Metrics, watch: workdir.Stopwatch, options: Options):
+               first: int, watch: workdir.Stopwatch, options: Options):
     self.name, self.folder, self.stage = name, folder, stage
-    self.checkpoints, self.metrics, self.watch, self.options = checkpoints, metrics, watch, options
+    self.checkpoints, self.watch, self.options = checkpoints, watch, options
+    self.metrics = Metrics(folder, first) if processes.first() else None
     self.progress: Progress | None = None
     self.told = time.monotonic()
     self.tracing = False
@@ -221,14 +233,18 @@ class _Run:
     stage, last = self.stage, self.stage.steps
     if first >= last:
       return state
-    self.progress = Progress(self.name, first, last, stage.headline)
+    if self.metrics:
+      self.progress = self.options.progress(self.name, first, last, stage.headline)
+    wishes = Wishes(mesh)
     batch_shardings = sharding.batch_shardings(mesh, stage.batch_shapes)
-    with Prefetched(lambda t: jax.device_put(stage.batches(t), batch_shardings), first,
+    with Prefetched(lambda t: sharding.place(stage.batches(t), batch_shardings), first,
                     last) as batches:
       update = self._compiled(state, frozen, _placed(stage.batch_shapes, batch_shardings), key,
-                              state_shardings)
+                              (state_shardings, sharding.whole(mesh)))
+      processes.barrier()  # one may have compiled longer
       saved = self.told = time.monotonic()
-      self.progress.started()
+      if self.progress:
+        self.progress.started()
       stopping.deferred = True
       # told a step late: the device never waits for it
       pending: tuple[int, Any, dict] | None = None
@@ -247,40 +263,41 @@ class _Run:
           pending = (t + 1, metrics, evaluated)
 
         due = time.monotonic() - saved >= self.options.checkpoint_seconds
-        if due or stopping.signal or t + 1 == last:
+        wanted = wishes.exchange(stopping.signal or SAVE * due)
+        if wanted or t + 1 == last:
           self._tell(*pending)  # so that no state is saved whose loss was not looked at
           pending = None
-          self.metrics.sync()
+          if self.metrics:
+            self.metrics.sync()
           self.checkpoints.save(t + 1, state)
           saved = time.monotonic()
-        if stopping.signal and t + 1 < last:
+        if wanted > SAVE and t + 1 < last:
           self.checkpoints.wait()
           logger.warning('%s: stopped and saved after step %d of %d; start the same command again '
                          'to go on', self.name, t + 1, last)
-          raise SystemExit(128 + stopping.signal)
+          raise SystemExit(128 + wanted)
     self.checkpoints.wait()
+    wanted = wishes.settle(stopping.signal)
     stopping.deferred = False
-    if stopping.signal:
-      raise SystemExit(128 + stopping.signal)
+    if wanted:
+      raise SystemExit(128 + wanted)
     return state
 
   def close(self) -> None:
     """Closes the files, whatever happened."""
     stopping.deferred = False
     self._end_trace()
-    if self.progress is not None:
+    if self.metrics:
+      self.metrics.close()
+    if self.progress:
       self.progress.close()
-    self.metrics.close()
     self.checkpoints.close()
 
-  def _compiled(self, state, frozen, batch_shapes, key, state_shardings) -> Callable:
+  def _compiled(self, state, frozen, batch_shapes, key, shardings) -> Callable:
     """The update, compiled before the first step: every step runs this executable."""
-    def one(state, frozen, batch, key, step):
-      return self.stage.update(state, frozen, batch, jax.random.fold_in(key, step))
-
     started = time.monotonic()
-    update = jax.jit(one, donate_argnums=0, out_shardings=(state_shardings, None)).lower(
-      state, frozen, batch_shapes, key, np.int32(0)).compile()
+    update = executables.compiled(executables.update(self.stage, *shardings).lower(
+      state, frozen, batch_shapes, key, np.int32(0)))
     logger.info('%s: compiled in %.1f s', self.name, time.monotonic() - started)
     return update
 
@@ -290,7 +307,9 @@ class _Run:
     if found is None:
       return state, {}
     metrics, rows = found
-    self.metrics.write_evaluation(step, rows)
+    if self.metrics:
+      self.metrics.write_evaluation(step, rows)
+    processes.barrier()  # process 0 may have asked a judge
     state = self.stage.keep(state, metrics)
     return state, metrics | {'evaluation_seconds': time.monotonic() - started}
 
@@ -298,6 +317,13 @@ class _Run:
     """Writes a step's row and shows it; waits for that step to be done."""
     values = dict(jax.device_get(metrics))
     samples = values.pop('samples', None)
+    if self.metrics:
+      self._write(step, values, samples, evaluated)
+    if _not_finite(values):
+      raise configs.OutOfReach(self._lost(step, _not_finite(values), values))
+
+  def _write(self, step: int, values: Mapping[str, Any], samples: Any,
+             evaluated: Mapping[str, Any]) -> None:
     now = time.monotonic()
     seconds, self.told = now - self.told - evaluated.get('evaluation_seconds', 0.0), now
     clock = {'step_seconds': seconds, 'elapsed_seconds': self.watch.seconds,
@@ -308,12 +334,9 @@ class _Run:
     # What an update measures too (PPO: kl, eos_rate) is told apart.
     evaluated = {f'evaluation_{k}' if k in values else k: v for k, v in evaluated.items()}
     row = self.metrics.write(step, values | evaluated | clock)
-    if _not_finite(values):
-      raise configs.OutOfReach(self._lost(step, _not_finite(values), values))
-    if samples is not None:
+    if samples is not None and not _not_finite(values):
       self.metrics.write_samples(step, self.stage.describe(samples))
-    if self.progress is not None:
-      self.progress.show(step, row)
+    self.progress.show(step, row)
 
   def _lost(self, step: int, metric: str, values: Mapping[str, Any]) -> str:
     """What is said of a step whose loss is not finite."""
@@ -326,7 +349,7 @@ class _Run:
 
   def _profile(self, done: int, pending: tuple | None) -> None:
     """Traces steps 2 … N+1 of this process: the first one touches memory for the first time."""
-    if not self.options.profile:
+    if not self.options.profile or not self.metrics:
       return
     if done == 1:
       jax.profiler.start_trace(str(self.folder / 'profile'), create_perfetto_trace=True)

@@ -17,7 +17,7 @@ import typing
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from rlhf_jax.configs import BadInput
+from rlhf_jax.configs import BadInput, Mesh
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.experiment import Experiment, near, type_name
 
@@ -45,17 +45,25 @@ def split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
 
 def apply(experiment: Experiment,
           overrides: Sequence[tuple[str, str]],
-          seed: int | None = None) -> Experiment:
-  """The experiment with `seed` in every run and then the overrides, checked again as a whole."""
-  runs = dict(experiment.runs)
+          seed: int | None = None, mesh: str | None = None) -> Experiment:
+  """The experiment with `seed` and `mesh` ('2,1,1') in every run and then the overrides, checked
+  again as a whole; of a sweep file --sweep.field too.
+  """
+  runs, sweep = dict(experiment.runs), experiment.sweep
+  if mesh is not None:
+    shape = _read(mesh, tuple[int, int, int], '--mesh')
+    runs = {name: dataclasses.replace(config, mesh=Mesh(*shape)) for name, config in runs.items()}
   if seed is not None:
     runs = {name: dataclasses.replace(config, seed=seed) for name, config in runs.items()}
   for path, text in overrides:
     run, _, field = path.partition('.')
+    if run == 'sweep' and sweep is not None:
+      sweep = _replaced(sweep, type(sweep), field.split('.'), text, f'--{path}')
+      continue
     if run not in runs:
       raise BadInput(f'--{path}: {experiment.file} has no run {run!r}{near(run, runs)}')
     runs[run] = _replaced(runs[run], type(runs[run]), field.split('.'), text, f'--{path}')
-  changed = dataclasses.replace(experiment, runs=runs)
+  changed = dataclasses.replace(experiment, runs=runs, sweep=sweep)
   experiments.check(changed)
   return changed
 

@@ -12,6 +12,7 @@ from typing import Any
 import rich.table
 
 from rlhf_jax import configs
+from rlhf_jax.data import processes
 from rlhf_jax.runtime import workdir
 
 MEASURES = ('gold', 'proxy', 'kl', 'response_length', 'eos_rate', 'hallucination_rate',
@@ -35,7 +36,8 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
   if not evaluations:
     told['runs'] = {name: found['summary'] for name, found in finished.items()}
   told['seconds'] = {name: found['seconds'] for name, found in finished.items()}
-  workdir.write_json(folder / 'results.json', told)
+  if processes.first():
+    workdir.write_json(folder / 'results.json', told)
   return told
 
 

@@ -1,7 +1,7 @@
 """`sample`: responses of a finished run, with what its reward model and its reference say of them.
 
-Enter: a workdir, a run, a prompt or the run's own prompts. Leave: texts; in a terminal also log-
-probability, reward and KL where those models exist.
+Enter: a run of a workdir or a model folder, a prompt or the run's own prompts. Leave: texts; in a
+terminal also log-probability, reward and KL where those models exist.
 Left out: a dialogue (each response stands alone); top-k and top-p (no run is trained with them).
 """
 
@@ -17,7 +17,7 @@ from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import builders
 from rlhf_jax.model import responses
-from rlhf_jax.runtime import checkpoint, workdir
+from rlhf_jax.runtime import checkpoint, models, workdir
 from rlhf_jax.runtime.experiment import near
 from rlhf_jax.runtime.metrics import console
 from rlhf_jax.stages.stage import Parent
@@ -33,47 +33,45 @@ class Sample:
   kl: float | None
 
 
-def sample(place: builders.Place, run: str, prompt: str | None = None, count: int = 0,
+def sample(place: builders.Place, model: str, prompt: str | None = None, count: int = 0,
            temperature: float = 1.0, max_tokens: int = 0, seed: int = 0) -> list[Sample]:
   """`count` responses to `prompt`, or one to each of `count` of the run's own prompts.
 
+  Args:
+    model: a run of the workdir, or the folder of a model (a name with a slash in it).
+    max_tokens: of a response; 0: as the run was trained, or all that a folder's context leaves.
+
   Raises:
-    BadInput: no such run, not a finished Language or PPO run, no prompts, a prompt beyond the
-      model's context.
+    BadInput: no such run or folder, no policy, no prompts, a prompt beyond the model's context.
   """
-  parent = load(place.workdir, run)
+  parent = load(place.workdir, model)
+  config, context = parent.config, parent.model.context
   if min(count, max_tokens) < 0 or temperature < 0:
     raise BadInput('-n, --max-tokens and --temperature must not be negative')
-  prompts = [prompt] * (count or 1) if prompt is not None else _prompts(
-    parent.config, place, count or 4)
+  prompts = [prompt] * (count or 1) if prompt is not None else _prompts(config, place, count or 4)
   tokens = max(len(parent.tokenizer.encode_prompt(p)) for p in prompts)
-  length = max_tokens or parent.config.response_length
-  if tokens + length > parent.model.context:
+  if not tokens:
+    raise BadInput(f'{model} has no token that starts a text: give a --prompt that is not empty')
+  length = max_tokens or (config.response_length if config else context - tokens)
+  if length < 1 or tokens + length > context:
     raise BadInput(
-      f"a prompt of {tokens} tokens and a response of {length} do not fit {run}'s context "
-      f'of {parent.model.context}: shorten the prompt or lower --max-tokens')
-  sizes = {
-    'prompt_length': max(tokens, min(parent.config.prompt_length, parent.model.context - length)),
-    'response_length': length,
-    'batch': len(prompts)
-  }
-  found = responses.respond(parent.model,
-                            parent.params,
-                            parent.tokenizer,
-                            prompts,
-                            jax.random.key(seed),
-                            temperature=temperature,
-                            **sizes)
+      f'a prompt of {tokens} tokens and a response of {length} do not fit {model}\'s context of '
+      f'{context}: shorten the prompt or lower --max-tokens')
+  usual = min(config.prompt_length, context - length) if config else 0
+  sizes = {'prompt_length': max(tokens, usual), 'response_length': length, 'batch': len(prompts)}
+  found = responses.respond(parent.model, parent.params, parent.tokenizer, prompts,
+                            jax.random.key(seed), temperature=temperature, **sizes)
 
   rewards = kl = [None] * len(found)
-  reward = _reward(place.workdir, run, parent.config)
+  reward = _reward(parent.folder.parent, parent.folder.name, config) if config else None
   if reward is not None:
     rewards = responses.score_responses(reward.model, reward.params, reward.tokenizer, prompts,
                                         found, **sizes)
-  if isinstance(parent.config, configs.PPO) and _finished(place.workdir / parent.config.policy):
-    reference = load(place.workdir, parent.config.policy)
-    ours, theirs = (_logprob(model, prompts, found, sizes) for model in (parent, reference))
-    kl = ours - theirs
+  if isinstance(config, configs.PPO):
+    reference = _reference(place, parent)
+    if reference is not None:
+      ours, theirs = (_logprob(one, prompts, found, sizes) for one in (parent, reference))
+      kl = ours - theirs
   return [Sample(p, r, None if s is None else float(s), None if k is None else float(k))
           for p, r, s, k in zip(prompts, found, rewards, kl, strict=True)]
 
@@ -92,22 +90,37 @@ def show(samples: Iterable[Sample]) -> None:
     console.print(' · '.join(told), style='dim', markup=False, end='\n\n')
 
 
-def load(folder: Path, run: str) -> Parent:
-  """The finished Language or PPO run of a workdir. Raises BadInput."""
-  if not (folder / run / 'config.json').exists():
-    runs = sorted(p.parent.name for p in folder.glob('*/config.json'))
-    raise BadInput(f'{folder} has no run {run!r}{near(run, runs)}')
-  parent = checkpoint.load_parent(folder / run)
-  if not isinstance(parent.config, configs.Language | configs.PPO):
+def load(folder: Path | None, name: str) -> Parent:
+  """A policy: a finished Language or PPO run of a workdir, or the model folder `name` where that
+  has a slash in it. Raises BadInput.
+  """
+  if '/' in name or folder is None:
+    parent = models.load(Path(name).expanduser())
+    if parent.config is None and 'head' in parent.params:
+      raise BadInput(f'{name}: is a reward model; only policies give responses')
+  else:
+    if not (folder / name / 'config.json').exists():
+      runs = sorted(p.parent.name for p in folder.glob('*/config.json'))
+      raise BadInput(f'{folder} has no run {name!r}{near(name, runs)}')
+    parent = checkpoint.load_parent(folder / name)
+  if not isinstance(parent.config, configs.Language | configs.PPO | None):
     raise BadInput(
-      f'{run} is a {type(parent.config).__name__}; only Language and PPO runs give responses')
+      f'{name} is a {type(parent.config).__name__}; only Language and PPO runs give responses')
   return parent
 
 
-def _prompts(config: configs.Language | configs.PPO, place: builders.Place,
+def _reference(place: builders.Place, parent: Parent) -> Parent | None:
+  """What the KL of a PPO run is against, if it is there."""
+  name = parent.config.policy
+  path = builders.locate(name, place) if '/' in name else parent.folder.parent / name
+  return models.load(path) if '/' in name or _finished(path) else None
+
+
+def _prompts(config: configs.Language | configs.PPO | None, place: builders.Place,
              count: int) -> list[str]:
   """The first of the run's own prompts, of its demonstrations, or the lines of stdin."""
-  sources = config.prompts or tuple(s for s in config.data if s.kind != 'text')
+  sources = () if config is None else (
+    config.prompts or tuple(s for s in getattr(config, 'data', ()) if s.kind != 'text'))
   if sources:
     found, _ = builders.read(sources, place)
     return [record.prompt for record in found[:count]]
@@ -121,7 +134,7 @@ def _prompts(config: configs.Language | configs.PPO, place: builders.Place,
 def _reward(folder: Path, run: str, config: configs.Language | configs.PPO) -> Parent | None:
   """The reward model a PPO run was trained against, or that was made from a Language run."""
   if isinstance(config, configs.PPO):
-    found = [config.reward] if ':' not in config.reward else []
+    found = [config.reward] if not set(':/') & set(config.reward) else []
   else:
     found = [
       p.parent.name for p in folder.glob('*/config.json')

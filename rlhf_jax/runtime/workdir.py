@@ -12,6 +12,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import shutil
@@ -25,11 +26,15 @@ from typing import Any
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
+from rlhf_jax.data import processes
 
 KINDS = {kind.__name__: kind for kind in typing.get_args(configs.Run)}
 # A folder with nothing else holds no work that another configuration could spoil.
-NO_WORK = ('config.json', 'seconds.json', 'metrics.jsonl', 'samples.jsonl', 'tensorboard')
+NO_WORK = ('config.json', 'seconds.json', 'metrics.jsonl', 'samples.jsonl', 'tensorboard', '.lock',
+           'failed.json')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
+logger = logging.getLogger('rlhf_jax')
 
 
 # ---------------------------------------------------------------- files that are whole or absent
@@ -209,20 +214,28 @@ def _commit() -> str | None:
 # ---------------------------------------------------------------- one process, time over restarts
 
 
+class Busy(BadInput):
+  """Another process is at work in a folder."""
+
+
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-  """Holds DIR/.lock, which ends with the process however it ends. Raises BadInput if another has
-  it.
-  """
+  """Holds DIR/.lock, which ends with process 0 however it ends. Raises Busy if another has it."""
+  if not processes.first():
+    yield
+    return
   folder.mkdir(parents=True, exist_ok=True)
   with (folder / '.lock').open('a+') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-      raise BadInput(f'another process is at work in {folder}; wait for it, or take another '
-                     '--workdir') from None
-    except OSError:  # a file system without locks
-      pass
+      raise Busy(f'another process is at work in {folder}; wait for it, or take another '
+                 '--workdir') from None
+    except OSError as error:
+      if error.errno not in NO_LOCKS:
+        raise
+      logger.warning('%s: its file system has no locks (%s): nothing keeps a second process from '
+                     'working in it', folder, error.strerror)
     yield
 
 
@@ -233,9 +246,11 @@ class Stopwatch:
     self._file = folder / 'seconds.json'
     try:
       self._before = float((read_json(self._file) or {}).get('seconds', 0.0))
-    except BadInput:  # a clock is not worth stopping for
+    except BadInput as error:  # a clock is not worth stopping for
+      logger.warning('%s: the time before this start is not counted (%s)', folder, error)
       self._before = 0.0
     self._start = time.monotonic()
+    self._told = False  # that it cannot be written
 
   @property
   def seconds(self) -> float:
@@ -244,12 +259,14 @@ class Stopwatch:
   @contextlib.contextmanager
   def ticking(self, every: float = 2.0) -> Iterator['Stopwatch']:
     """Writes the file from a thread, so that a kill loses two seconds of the sum at most."""
+    if not processes.first():
+      yield self
+      return
     stop = threading.Event()
 
     def tick() -> None:
       while not stop.wait(every):
-        with contextlib.suppress(OSError):
-          write_json(self._file, {'seconds': round(self.seconds, 3)})
+        self._write()
 
     thread = threading.Thread(target=tick, daemon=True)
     thread.start()
@@ -258,8 +275,15 @@ class Stopwatch:
     finally:
       stop.set()
       thread.join()
-      with contextlib.suppress(OSError):
-        write_json(self._file, {'seconds': round(self.seconds, 3)})
+      self._write()
+
+  def _write(self) -> None:
+    try:
+      write_json(self._file, {'seconds': round(self.seconds, 3)})
+    except OSError as error:  # a clock is not worth stopping for; if the disk is full, others will
+      if not self._told:
+        logger.warning('%s: not written (%s)', self._file, error.strerror)
+      self._told = True
 
 
 # ---------------------------------------------------------------- a full disk
@@ -267,7 +291,7 @@ class Stopwatch:
 
 def check_space(folder: Path, needed: int) -> None:
   """Raises BadInput if the disk of `folder` has less than `needed` bytes left."""
-  free = shutil.disk_usage(folder).free
+  free = shutil.disk_usage(folder).free if processes.first() else needed
   if free < needed:
     raise BadInput(no_space(folder, needed))
 

@@ -68,10 +68,9 @@ def _rows(config, tokenizer, place):
   """(training batches, held-out rows by name) of this run."""
   kind = config.data[0].kind if config.data else 'text'
   row = config.length if kind == 'text' else config.prompt_length + config.response_length
-  build = functools.partial(builders.build, tokenizer=tokenizer, place=place,
-                            heldout=config.heldout, length=row, prompt_length=config.prompt_length,
-                            response_length=config.response_length, k_max=0, seed=config.seed,
-                            prompt_cut=config.prompt_cut)
+  limits = dataclasses.replace(builders.Limits.like(config), length=row)
+  build = functools.partial(builders.build, tokenizer=tokenizer, place=place, limits=limits,
+                            heldout=config.heldout, seed=config.seed)
   main = build(config.data)
   heldout = {'validation': main.heldout}
   if config.pretraining_share:

@@ -54,7 +54,7 @@ class Models:
   policy_axes: Any = flax.struct.field(pytree_node=False)
   score: Any = flax.struct.field(
     pytree_node=False)  # (reward parameters, tokens, valid, mask) -> float [B]
-  eos: int = flax.struct.field(pytree_node=False)
+  eos: Any = flax.struct.field(pytree_node=False)  # an id, or several that end a response
   pad: int = flax.struct.field(pytree_node=False)
 
 
@@ -86,19 +86,22 @@ def update(config: configs.PPO, models: Models, state: State, frozen: dict, batc
                                         pad=models.pad)
 
   rows = (rollout.tokens, rollout.valid)
+  logprobs_under = lambda params: sharding.in_pieces(
+    lambda piece: experience.response_logprobs(policy, params, *piece, length, config.temperature),
+    config.microbatch, rows)
   logprobs = rollout.logprobs
   if policy.compute != 'float32':  # a fresh forward pass differs there, and the ratio needs it
-    logprobs = experience.response_logprobs(policy, state.policy.params, *rows, length,
-                                            config.temperature)
-  reference = experience.response_logprobs(policy, frozen['reference'], *rows, length,
-                                           config.temperature)
+    logprobs = logprobs_under(state.policy.params)
+  reference = logprobs_under(frozen['reference'])
   kl, _, kl_k3 = objective.kl_estimates(logprobs, reference)
 
   score = models.score(frozen['reward'], *rows, rollout.mask).astype(jnp.float32)
   ended = generate.ended(rollout, models.eos)
   rewards = objective.reward_per_token(score - config.no_eos_penalty * ~ended, kl, state.kl_coef,
                                        rollout.mask)
-  values = experience.response_values(models.value, state.value.params, *rows, length)
+  values = sharding.in_pieces(
+    lambda piece: experience.response_values(models.value, state.value.params, *piece, length),
+    config.microbatch, rows)
   advantages, returns = objective.gae(rewards, values, rollout.mask, config.discount,
                                       config.gae_lambda)
   if config.whiten:
@@ -143,6 +146,7 @@ def rollout_metrics(seen: experience.Experience, kl_k3: chex.Array, ended: chex.
     'return': mean(seen.returns, mask)}
 
 
+@jax.named_scope('training')
 def epochs_of_minibatches(config: configs.PPO, models: Models, state: State,
                           seen: experience.Experience, text: dict | None, key: chex.PRNGKey
                           ) -> tuple[State, dict]:
@@ -216,6 +220,7 @@ def minibatch(config: configs.PPO, models: Models, state: State, seen: experienc
     value=stage.apply(config.value_optimizer, state.value, value_grads, value_rate)), metrics
 
 
+@jax.named_scope('ptx')
 def ptx_gradient(config: configs.PPO, models: Models, state: State, text: dict) -> tuple[dict, Any]:
   """Gradient of the mean next-token loss on pretraining rows, and the loss; zeros without a pass
   where γ = 0.
@@ -287,9 +292,7 @@ def _shapes(config):
 def _batches(config, parent, place):
   """step -> the batch of that update."""
   build = functools.partial(builders.build, tokenizer=parent.tokenizer, place=place,
-                            prompt_length=config.prompt_length, prompt_cut=config.prompt_cut,
-                            response_length=config.response_length, length=config.text_length,
-                            k_max=0)
+                            limits=builders.Limits.like(config))
   prompts = build(config.prompts, heldout=0.0, seed=config.seed).train
   parts = {'prompts': data_batches.batches(prompts, config.episodes, config.seed)}
   shapes = _shapes(config)
@@ -347,12 +350,14 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
         tokenizer, 'json', None):
       raise configs.BadInput(f'{name} and policy have different tokenizers: train {name} from a '
                              'model of the same family')
-  eos, pad = (tokenizer.eos, tokenizer.pad) if tokenizer is not None else (0, 1)
+  eos, pad = (tokenizer.ends, tokenizer.pad) if tokenizer is not None else (0, 1)
 
   def score(params, tokens, valid, mask):
     if custom is not None:
       return custom(tokens, valid, mask)
-    return experience.scores(parents['reward'].model, params, tokens, valid)
+    return sharding.in_pieces(
+      lambda piece: experience.scores(parents['reward'].model, params, *piece), config.microbatch,
+      (tokens, valid))
 
   models = Models(policy=policy, value=value, policy_axes=transformer.axes(policy), score=score,
                   eos=eos, pad=pad)

@@ -20,7 +20,7 @@ import optax
 from rlhf_jax import configs
 from rlhf_jax.data import batches as data_batches
 from rlhf_jax.data import builders
-from rlhf_jax.model import experience, responses, transformer
+from rlhf_jax.model import experience, responses, sharding, transformer
 from rlhf_jax.objectives import likelihood, ranking
 from rlhf_jax.stages import stage
 
@@ -40,7 +40,9 @@ def _update(config, model, steps, state, frozen, batch, key):
   prompts = jnp.maximum(jnp.sum(jnp.any(mask, axis=(1, 2))), 1).astype(jnp.float32)
 
   def loss(params, piece):
-    scores = _forward(model, params, piece)
+    head = params['head']  # no pair knows the bias: Adam would make steps of rounding
+    head = head | {'bias': jax.lax.stop_gradient(head['bias'])}
+    scores = _forward(model, params | {'head': head}, piece)
     losses, correct, pairs = ranking.ranking_loss(scores, piece['ranks'], piece['present'])
     total = jnp.sum(losses) / prompts
     return total, {
@@ -89,28 +91,51 @@ def _stack(data, names, batch):
   return arrays
 
 
-def _collected(folder) -> tuple[configs.Source, ...]:
-  """The rankings that a Collect run wrote."""
-  return (configs.Source(kind='rankings', files=(str(folder / 'rankings.jsonl'),)),)
+def _sources(config, parents, role) -> tuple[configs.Source, ...]:
+  """Sources of rankings, or the file that a Collect run wrote."""
+  data = getattr(config, role)
+  if not isinstance(data, str):
+    return data
+  file = parents[role].folder.absolute() / 'rankings.jsonl'  # relative ones would be below --data
+  return (configs.Source(kind='rankings', files=(str(file),)),)
 
 
-def _data(config, parents, place, length):
+def _most(config, parents, place):
+  """The largest K of all rankings of the run."""
+  roles = ('data', 'heldout_data') if config.heldout_data else ('data',)
+  return max(len(ranking.completions) for role in roles
+             for ranking in builders.read(_sources(config, parents, role), place)[0])
+
+
+def _data(config, parents, place):
   """(training batches, held-out rows by name, rows of demonstrations)."""
-  sizes = {
-    'prompt_length': config.prompt_length, 'response_length': config.response_length,
-    'prompt_cut': config.prompt_cut, 'tokenizer': parents['init_from'].tokenizer, 'place': place,
-    'k_max': config.k_max, 'length': length}
-  sources = lambda data, role: _collected(parents[role].folder) if isinstance(data, str) else data
-  built = builders.build(sources(config.data, 'data'), heldout=config.heldout, seed=config.seed,
-                         **sizes)
+  build = functools.partial(builders.build, tokenizer=parents['init_from'].tokenizer, place=place,
+                            limits=builders.Limits.like(config))
+  built = build(_sources(config, parents, 'data'), heldout=config.heldout, seed=config.seed)
   heldout = {'validation': built.heldout}
   if config.heldout_data:
-    heldout['heldout'] = builders.build(sources(config.heldout_data, 'heldout_data'), heldout=0.0,
-                                        seed=config.seed, **sizes).train
+    heldout['heldout'] = build(_sources(config, parents, 'heldout_data'), heldout=0.0,
+                               seed=config.seed).train
   language = parents['demonstrations' if config.demonstrations else 'init_from'].config
-  demonstrations = builders.build(language.data, heldout=language.heldout, seed=language.seed,
-                                  **sizes).train
+  if any(s.kind == 'demonstrations' for s in getattr(language, 'data', ())):
+    demonstrations = build(language.data, heldout=language.heldout, seed=language.seed).train
+  else:
+    demonstrations = _Preferred(built.train)
   return data_batches.batches(built.train, config.batch, config.seed), heldout, demonstrations
+
+
+@dataclasses.dataclass(frozen=True)
+class _Preferred:
+  """The best completion of every ranking, in the place of demonstrations where there are none."""
+  rankings: Any
+
+  def __len__(self) -> int:
+    return len(self.rankings)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    row = self.rankings[index]
+    best = np.argmin(np.where(row['present'], row['ranks'], np.iinfo(np.int32).max))
+    return {name: row[name][best] for name in ('tokens', 'valid')}
 
 
 def _evaluate(config, forward, heldout, state, frozen, step):
@@ -121,7 +146,8 @@ def _evaluate(config, forward, heldout, state, frozen, step):
       continue
     arrays = _stack(data, ('tokens', 'valid', 'ranks', 'present'), config.batch)
     scores = np.concatenate([
-      forward(state.model.params, {k: a[i:i + config.batch] for k, a in arrays.items()})
+      sharding.to_host(forward(state.model.params, {k: a[i:i + config.batch]
+                                                    for k, a in arrays.items()}))
       for i in range(0, len(arrays['ranks']), config.batch)])
     losses, correct, pairs = ranking.ranking_loss(scores, arrays['ranks'], arrays['present'])
     metrics |= {
@@ -132,7 +158,9 @@ def _evaluate(config, forward, heldout, state, frozen, step):
 
 
 def _finish(model, demonstrations, state, frozen):
-  """Shifts the bias so that demonstrations score 0 on average (paper C.2): no pair knows of it."""
+  """Shifts the bias so that demonstrations (without any: the best completions) score 0 on average
+  (paper C.2): no pair knows of it.
+  """
   count = min(len(demonstrations), CENTRE_ROWS)
   rows = {k: np.stack([demonstrations[i][k] for i in range(count)]) for k in ('tokens', 'valid')}
   scores = responses.score_rows(model, state.model.params, rows['tokens'], rows['valid'], 128)
@@ -167,7 +195,9 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
       f'rows of {length} tokens do not fit the model: raise model.context ({model.context})')
   train, heldout, demonstrations, steps = None, {}, None, 1
   if place is not None:
-    train, heldout, demonstrations = _data(config, parents, place, length)
+    if not config.k_max:
+      config = dataclasses.replace(config, k_max=_most(config, parents, place))
+    train, heldout, demonstrations = _data(config, parents, place)
     steps = max(1, round(train.epoch * config.epochs))
   forward = jax.jit(functools.partial(_forward, model))
   return stage.Stage(

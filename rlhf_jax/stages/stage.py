@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import configs
+from rlhf_jax.model import sharding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +144,7 @@ def accumulate(loss: Callable, params: Any, batch: Any, pieces: int) -> tuple[An
   gradient = jax.grad(loss, has_aux=True)
   if pieces <= 1:
     return gradient(params, batch)
-  # Interleaved, so that every device keeps its own rows.
-  split = jax.tree.map(
-    lambda x: x.reshape(x.shape[0] // pieces, pieces, *x.shape[1:]).swapaxes(0, 1), batch)
+  split = jax.tree.map(lambda x: sharding.split_rows(x, pieces), batch)
   add = lambda total, rows: jax.tree.map(jnp.add, total, gradient(params, rows))
   zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
                       jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split)))

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import configs
-from rlhf_jax.data import builders, records
+from rlhf_jax.data import builders, processes, records
 from rlhf_jax.model import responses
 
 SCORED_PROMPTS = 256  # validation prompts sampled to select an SFT checkpoint
@@ -25,8 +25,7 @@ def sample_score(config: configs.Language, parents: dict, place: Any, params: An
   """
   model, tokenizer = parents['init_from'].model, parents['init_from'].tokenizer
   records_, _ = builders.read_prompts(config.prompts, tokenizer, place,
-                                      prompt_length=config.prompt_length,
-                                      prompt_cut=config.prompt_cut)
+                                      builders.Limits.like(config))
   prompts = [r.prompt for r in records_[:SCORED_PROMPTS]]
   options = {
     'prompt_length': config.prompt_length, 'response_length': config.response_length,
@@ -45,7 +44,7 @@ def describe(config: configs.PPO, tokenizer: Any, samples: dict) -> list[dict]:
   length = config.prompt_length
   arrays = (np.asarray(samples[k]) for k in ('tokens', 'valid', 'score', 'kl'))
   return [{
-    'prompt': tokenizer.decode(tokens[:length][valid[:length]]),
+    'prompt': tokenizer.decode_prompt(tokens[:length][valid[:length]]),
     'response': tokenizer.decode(tokens[length:][valid[length:]]), 'score': float(score),
     'kl': float(kl)
   } for tokens, valid, score, kl in zip(*arrays, strict=True)]
@@ -64,8 +63,7 @@ def evaluation(config: configs.PPO, models: Any, tokenizer: Any, place: Any,
   if not config.evaluation_prompts or place is None or judge_rows is None:
     return lambda state, frozen, step: None
   prompts, _ = builders.read_prompts(config.evaluation_prompts, tokenizer, place,
-                                     prompt_length=config.prompt_length,
-                                     prompt_cut=config.prompt_cut)
+                                     builders.Limits.like(config))
   prompts = prompts[:config.evaluation_size]
   texts = [p.prompt for p in prompts]
   judge = records.load_judge(config.judge) if config.judge else None
@@ -90,8 +88,10 @@ def evaluation(config: configs.PPO, models: Any, tokenizer: Any, place: Any,
                                                   **options)
     kl = np.array([r.logprob for r in found]) - np.sum(np.where(mask, reference, 0.0), axis=1)
     rows = responses.rows(tokenizer, texts, found, config.prompt_length, config.response_length)
-    score = np.asarray(run_score(frozen['reward'], *rows))
-    metrics, table = judge_rows(judge, prompts, found, references)
+    score, = responses.in_batches(lambda _, *batch: run_score(frozen['reward'], *batch), rows,
+                                  len(texts))
+    # One process asks the judge; the others have no file to write its word to.
+    metrics, table = judge_rows(judge if processes.first() else None, prompts, found, references)
     table = [row | {'proxy': float(value), 'kl': float(drift)}
              for row, value, drift in zip(table, score, kl, strict=True)]
     return metrics | {'proxy': float(score.mean()), 'kl': float(kl.mean())}, table

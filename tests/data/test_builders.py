@@ -13,7 +13,7 @@ import pytest
 from rlhf_jax.configs import BadInput, Source
 from rlhf_jax.configs import Tokenizer as TokenizerConfig
 from rlhf_jax.data import builders, datasets
-from rlhf_jax.data.builders import Place
+from rlhf_jax.data.builders import Limits, Place
 from rlhf_jax.data.tokenizer import Tokenizer
 
 LIMITS = {'prompt_length': 12, 'response_length': 8, 'length': 16, 'k_max': 3, 'heldout': 0.2}
@@ -44,13 +44,17 @@ def source(kind):
   return (Source(kind, (f'{kind}.jsonl',)),)
 
 
+def build(data, tokenizer, place, *, heldout=0.0, seed=0, **limits):
+  return builders.build(data, tokenizer, place, Limits(**limits), heldout=heldout, seed=seed)
+
+
 def stacked(rows):
   return {name: np.stack([rows[index][name] for index in range(len(rows))]) for name in rows[0]}
 
 
 @pytest.mark.parametrize('kind', ROWS)
 def test_rows_come_back_as_they_were_laid_out(kind, place, tokenizer):
-  built = builders.build(source(kind), tokenizer, place, **LIMITS)
+  built = build(source(kind), tokenizer, place, **LIMITS)
   shapes = {'text': (16,), 'prompts': (12,), 'demonstrations': (20,), 'rankings': (3, 20)}
   for rows in (built.train, built.heldout):
     assert len(rows) and rows[0]['tokens'].shape == shapes[kind]
@@ -76,7 +80,7 @@ def test_rows_come_back_as_they_were_laid_out(kind, place, tokenizer):
 
 
 def test_a_demonstration_reads_back_as_text(place, tokenizer):
-  rows = builders.build(source('demonstrations'), tokenizer, place, **LIMITS | {'heldout': 0}).train
+  rows = build(source('demonstrations'), tokenizer, place, **LIMITS | {'heldout': 0}).train
   texts = [(tokenizer.decode(row['tokens'][:12][row['valid'][:12]]),
             tokenizer.decode(row['tokens'][row['mask']])) for row in (rows[0], rows[29])]
   assert texts == [('ask 0', 'r0'), ('ask 29', 'r29')]
@@ -84,38 +88,38 @@ def test_a_demonstration_reads_back_as_text(place, tokenizer):
 
 
 def test_no_held_out_rows_when_none_are_asked_for(place, tokenizer):
-  built = builders.build(source('text'), tokenizer, place, **LIMITS | {'heldout': 0.0})
+  built = build(source('text'), tokenizer, place, **LIMITS | {'heldout': 0.0})
   assert len(built.heldout) == 0 and built.card['split'] == {'train': 30, 'heldout': 0}
   with pytest.raises(IndexError):
     built.heldout[0]
 
 
 def test_a_second_call_reuses_and_a_change_builds_anew(place, tokenizer, monkeypatch):
-  first = builders.build(source('demonstrations'), tokenizer, place, **LIMITS)
+  first = build(source('demonstrations'), tokenizer, place, **LIMITS)
   folders = sorted((place.workdir / 'data').iterdir())
   assert len(folders) == 1
   with monkeypatch.context() as patch:
     patch.setattr(datasets, 'write', lambda *_: pytest.fail('built again'))
-    again = builders.build(source('demonstrations'), tokenizer, place,
+    again = build(source('demonstrations'), tokenizer, place,
                            **LIMITS | {'length': 99, 'k_max': 7})  # of no use to demonstrations
     assert again.card == first.card
     np.testing.assert_equal(stacked(again.train), stacked(first.train))
   for change in ({'seed': 1}, {'prompt_length': 13}, {'response_length': 9}, {'heldout': 0.1},
                  {'prompt_cut': 'head'}):
-    builders.build(source('demonstrations'), tokenizer, place, **LIMITS | change)
-  builders.build(source('demonstrations'), Tokenizer.train(['x'], 259), place, **LIMITS)
-  builders.build(source('demonstrations'), tokenizer, Place(place.workdir, place.data, True),
+    build(source('demonstrations'), tokenizer, place, **LIMITS | change)
+  build(source('demonstrations'), Tokenizer.train(['x'], 259), place, **LIMITS)
+  build(source('demonstrations'), tokenizer, Place(place.workdir, place.data, True),
                  **LIMITS)
   path = place.data / 'demonstrations.jsonl'
   path.write_text(path.read_text() + '{"prompt": "new", "response": "one"}\n')
-  assert builders.build(source('demonstrations'), tokenizer, place, **LIMITS).card['records'] == 31
+  assert build(source('demonstrations'), tokenizer, place, **LIMITS).card['records'] == 31
   assert len(list((place.workdir / 'data').iterdir())) == 9
 
 
 def test_two_workdirs_hold_the_same_bits(place, tokenizer, tmp_path):
   for kind in ROWS:
-    one = builders.build(source(kind), tokenizer, place, **LIMITS)
-    two = builders.build(source(kind), tokenizer, Place(tmp_path / 'other', place.data), **LIMITS)
+    one = build(source(kind), tokenizer, place, **LIMITS)
+    two = build(source(kind), tokenizer, Place(tmp_path / 'other', place.data), **LIMITS)
     assert one.card == two.card
     np.testing.assert_equal(stacked(one.train), stacked(two.train))
     np.testing.assert_equal(stacked(one.heldout), stacked(two.heldout))
@@ -127,13 +131,13 @@ def test_two_workdirs_hold_the_same_bits(place, tokenizer, tmp_path):
 def test_a_rankings_file_is_given_by_its_path(place, tokenizer):
   path = place.data / 'rankings.jsonl'
   for data in (path, str(path)):
-    built = builders.build(data, tokenizer, place, **LIMITS)
+    built = build(data, tokenizer, place, **LIMITS)
     assert built.card['kind'] == 'rankings' and built.card['records'] == 30
 
 
 def test_nothing_left_to_train_on(place, tokenizer):
   with pytest.raises(BadInput, match=r'found none of 30 left; refused: {"response too long": 30}'):
-    builders.build(source('demonstrations'), tokenizer, place, **LIMITS | {'response_length': 2})
+    build(source('demonstrations'), tokenizer, place, **LIMITS | {'response_length': 2})
   assert not list(place.workdir.rglob('*'))
 
 
@@ -144,9 +148,9 @@ def test_a_failed_build_leaves_nothing(place, tokenizer, monkeypatch):
   with monkeypatch.context() as patch:
     patch.setattr(datasets, 'write', fail)
     with pytest.raises(BadInput, match='no space left on the disk'):
-      builders.build(source('text'), tokenizer, place, **LIMITS)
+      build(source('text'), tokenizer, place, **LIMITS)
   assert list((place.workdir / 'data').iterdir()) == []
-  assert len(builders.build(source('text'), tokenizer, place, **LIMITS).train)
+  assert len(build(source('text'), tokenizer, place, **LIMITS).train)
 
 
 SCRIPT = textwrap.dedent('''
@@ -166,7 +170,7 @@ SCRIPT = textwrap.dedent('''
   datasets.write = write
   place = builders.Place(pathlib.Path(workdir), pathlib.Path(data))
   built = builders.build((Source('text', ('text.jsonl',)),), Tokenizer.from_file(tokenizer), place,
-                         length=16, heldout=.2)
+                         builders.Limits(length=16), heldout=.2)
   print(len(built.train), 'tensorflow' in sys.modules, 'jax' in sys.modules)
 ''')
 
@@ -186,24 +190,24 @@ def test_a_killed_build_is_done_again_without_tensorflow_or_jax(place, tokenizer
     assert len(folders) == 1 and folders[0].name.startswith('.')
   done = start('never')
   assert done.returncode == 0, done.stderr
-  whole = builders.build(source('text'), tokenizer, Place(tmp_path / 'whole', place.data),
+  whole = build(source('text'), tokenizer, Place(tmp_path / 'whole', place.data),
                          length=16, heldout=0.2)
   assert done.stdout.split() == [str(len(whole.train)), 'False', 'False']
   folders = list((place.workdir / 'data').iterdir())
   assert len(folders) == 1 and not folders[0].name.startswith('.')
-  again = builders.build(source('text'), tokenizer, place, length=16, heldout=0.2)
+  again = build(source('text'), tokenizer, place, length=16, heldout=0.2)
   np.testing.assert_equal(stacked(again.train), stacked(whole.train))
 
 
 def test_other_processes_wait_for_the_first(place, tokenizer, monkeypatch):
-  built = builders.build(source('text'), tokenizer, place, **LIMITS)
-  monkeypatch.setattr(builders.sources, 'process', lambda: 1)
+  built = build(source('text'), tokenizer, place, **LIMITS)
+  monkeypatch.setattr(builders.processes, 'index', lambda: 1)
   monkeypatch.setattr(datasets, 'write', lambda *_: pytest.fail('not process 0'))
-  assert builders.build(source('text'), tokenizer, place, **LIMITS).card == built.card
+  assert build(source('text'), tokenizer, place, **LIMITS).card == built.card
   waited = []
-  monkeypatch.setattr(builders.sources, 'wait_for', lambda path: waited.append(path.name))
+  monkeypatch.setattr(builders.processes, 'wait_for', lambda path: waited.append(path.name))
   with pytest.raises(FileNotFoundError):
-    builders.build(source('prompts'), tokenizer, place, **LIMITS)
+    build(source('prompts'), tokenizer, place, **LIMITS)
   assert len(waited) == 1 and waited[0].startswith('prompts-')
 
 
@@ -212,11 +216,13 @@ def test_the_summary_is_one_paragraph(place, tokenizer, caplog):
   path.write_text(path.read_text() + '{"prompt": "a", "response": "much too long a thing"}\n5\n')
   caplog.set_level('INFO', logger='rlhf_jax')
   place = Place(place.workdir, place.data, skip_bad_rows=True)
-  builders.build(source('demonstrations'), tokenizer, place, **LIMITS)
+  build(source('demonstrations'), tokenizer, place, **LIMITS)
   said = [record.getMessage() for record in caplog.records if record.name == 'rlhf_jax']
   assert said == ['demonstrations: demonstrations.jsonl: 32 rows read, 31 records kept, refused: '
                   '1 not an object; 24 rows to train on, 6 held out; refused at the limits: '
-                  '1 response too long']
+                  '1 response too long; prompt tokens: median 6, 90 % up to 6, 99 % up to 6, all '
+                  'up to 6, limit 12; response tokens: median 5, 90 % up to 5, 99 % up to 23, all '
+                  'up to 23, limit 8']
 
 
 def test_a_tokenizer_is_trained_once_on_training_text_alone(place):
@@ -235,14 +241,14 @@ def test_a_tokenizer_is_trained_once_on_training_text_alone(place):
 def test_prompts_for_sampling_are_cut_like_those_of_datasets(place, tokenizer):
   path = place.data / 'prompts.jsonl'
   path.write_text('{"prompt": "ask 1. And then some more that is long", "customer": "c"}\n')
-  found, card = builders.read_prompts(source('prompts'), tokenizer, place, prompt_length=8,
-                                      prompt_cut='head')
+  found, card = builders.read_prompts(source('prompts'), tokenizer, place,
+                                      Limits(prompt_length=8, prompt_cut='head'))
   assert [(record.prompt, record.customer) for record in found] == [('ask 1.', 'c')]
   assert card['cut']['prompts']['count'] == 1
   path.with_name('rankings.jsonl').write_text(
     '{"prompt": "ask 1. And then some more", "chosen": "a", "rejected": "b much longer than R"}\n')
-  found, _ = builders.read_prompts(source('rankings'), tokenizer, place, prompt_length=8,
-                                   prompt_cut='head')
+  found, _ = builders.read_prompts(source('rankings'), tokenizer, place,
+                                   Limits(prompt_length=8, prompt_cut='head'))
   assert [(r.prompt, r.completions) for r in found] == [('ask 1.', ('a', 'b much longer than R'))]
   with pytest.raises(BadInput, match=r"prompts.jsonl:1: field 'prompt': expected at most 8 tokens"):
-    builders.read_prompts(source('prompts'), tokenizer, place, prompt_length=8)
+    builders.read_prompts(source('prompts'), tokenizer, place, Limits(prompt_length=8))

@@ -24,7 +24,7 @@ def read(path, reader, kind, skip=False):
 def test_jsonl_plain_and_compressed_are_the_same(tmp_path):
   plain = write(tmp_path / 'a.jsonl', {'text': 'one'}, {'text': 'zwei\u2028drei'})
   packed = tmp_path / 'a.jsonl.gz'
-  packed.write_bytes(gzip.compress(plain.read_bytes()))
+  packed.write_bytes(gzip.compress(plain.read_bytes(), mtime=0))
   assert read(plain, 'jsonl', 'text')[0] == [Text('one'), Text('zwei\u2028drei')]
   assert read(packed, 'jsonl', 'text')[0] == read(plain, 'jsonl', 'text')[0]
 
@@ -42,7 +42,7 @@ BAD_LINES = [
   (b'{"text": "a"', 'not JSON', 'expected a JSON object'),
   (b'[' * 100000, 'not JSON', 'expected a JSON object'),
   (b'"a"', 'not an object', 'expected a JSON object'),
-  (b'{"txt": "a"}', 'missing field', "field 'text': expected a text, found only 'txt'"),
+  (b'{"txt": "a"}', 'missing field', "field 'text': expected a row with {text}, found only 'txt'"),
   (b'{"text": 5}', 'wrong type', "field 'text': expected a text, found a whole number 5"),
   (b'{"text": ""}', 'empty text', "field 'text': expected some text"),
 ]
@@ -68,7 +68,7 @@ def test_a_bad_row_stops_or_is_counted(line, reason, message, tmp_path):
   ('a.jsonl', b'\n \n', 'expected rows, found an empty file'),
   ('a.jsonl.gz', b'', 'found an empty file'),
   ('a.jsonl.gz', b'{"text": "a"}', 'expected gzip data'),
-  ('a.jsonl.gz', gzip.compress(b'{"text": "a"}' * 99)[:40], 'expected gzip data'),
+  ('a.jsonl.gz', gzip.compress(b'{"text": "a"}' * 99, mtime=0)[:40], 'expected gzip data'),
   ('a.jsonl', None, 'expected a file, found nothing there'),
 ])
 def test_a_bad_file_stops_even_when_bad_rows_are_skipped(name, content, message, skip, tmp_path):
@@ -240,3 +240,73 @@ def test_a_reader_of_another_kind_is_refused(tmp_path):
     read(path, 'dolly', 'text')
   with pytest.raises(BadInput, match="'plain' gives text"):
     read(path, 'plain', 'prompts')
+
+
+VOTE = {'judge': 'expert_1', 'model_a': 'm1', 'model_b': 'm2', 'question_id': 81, 'turn': 1,
+        'winner': 'model_a'}
+
+
+@pytest.fixture
+def votes(tmp_path):
+  """A function that writes votes on four models' answers to two questions."""
+  answers = tmp_path / 'mt_bench_answers'
+  answers.mkdir()
+  write(answers / 'question.jsonl',
+        {'question_id': 81, 'category': 'writing', 'turns': ['Write.', 'Rewrite.']},
+        {'question_id': 82, 'category': 'math', 'turns': ['Count.', 'Again.']})
+  for name, text in (('m1', 'one'), ('m2', 'two'), ('m3', 'three'), ('m4', 'two')):
+    write(answers / f'{name}.jsonl', *[
+      {'question_id': number, 'model_id': name, 'choices': [{'index': 0, 'turns': [
+        f' {text} {number}', 'second']}]} for number in ((81,) if name == 'm3' else (81, 82))])
+  (tmp_path / 'mt_bench_votes').mkdir()
+  return lambda *rows: write(tmp_path / 'mt_bench_votes' / 'human.jsonl', *rows)
+
+
+def test_votes_by_judge_over_model_answers(votes):
+  path = votes(
+    VOTE, VOTE | {'model_a': 'm3', 'winner': 'tie'},  # m1 > m2 = m3
+    VOTE | {'judge': 'expert_2', 'winner': 'model_b'},
+    VOTE | {'judge': 'expert_3', 'question_id': 82, 'winner': 'tie (bothbad)'},
+    VOTE | {'turn': 2}, VOTE | {'model_b': 'm3', 'question_id': 82}, VOTE | {'model_b': 'gpt-7'},
+    VOTE | {'model_a': 'm4', 'winner': 'tie (inconsistent)'})
+  records, reading = read(path, 'mt_bench', 'rankings')
+  assert records == [
+    Ranking('Write.', ('one 81', 'two 81', 'three 81'), (1, 2, 2), 'expert_1', 'writing'),
+    Ranking('Write.', ('one 81', 'two 81'), (2, 1), 'expert_2', 'writing')]
+  assert reading.rows == 8 and reading.sets == {'sets of 3': 1, 'pairs': 1}
+  assert reading.refused == {'all ranks tied': 1, 'not of the first turn': 1,
+                             'no question or answer': 2, 'equal completions': 1}
+  assert read(path, 'mt_bench', 'prompts')[0] == [Prompt('Write.', 'writing')]
+
+
+def test_the_answers_belong_to_what_a_dataset_is_made_of(votes):
+  path = votes(VOTE)
+  assert [file.name for file in readers.beside(path, 'mt_bench')] == [
+    'm1.jsonl', 'm2.jsonl', 'm3.jsonl', 'm4.jsonl', 'question.jsonl']
+  assert readers.beside(path, '') == []
+
+
+def test_votes_without_their_answers(votes, tmp_path):
+  path = votes(VOTE)
+  (tmp_path / 'mt_bench_answers' / 'm1.jsonl').write_text('{"question_id": 81, "choices": []}\n')
+  with pytest.raises(BadInput, match=r'm1\.jsonl:1: expected a question or an answer of MT-bench'):
+    read(path, 'mt_bench', 'rankings')
+  (tmp_path / 'mt_bench_answers' / 'question.jsonl').unlink()
+  with pytest.raises(BadInput, match=r'mt_bench_answers: expected question\.jsonl'):
+    read(path, 'mt_bench', 'rankings')
+
+
+def test_pairs_of_any_layout_are_put_back_by_labeler(tmp_path):
+  def pair(chosen, rejected, **more):
+    return {'prompt': 'p', 'chosen': chosen, 'rejected': rejected, 'labeler': 'ann'} | more
+  path = write(tmp_path / 'a.jsonl', pair('a', 'b'), pair('c', 'b', labeler='bob'), pair('b', 'c'),
+               pair('d', 'a', category='chat'), {'prompt': 'q', 'completions': ['x', 'y', 'z'],
+                                                 'ranks': [3, 1, 2], 'labeler': 'ann'})
+  records, reading = read(path, 'pairs', 'rankings')
+  assert records == [Ranking('p', ('a', 'b', 'c', 'd'), (2, 3, 4, 1), 'ann'),
+                     Ranking('p', ('c', 'b'), (1, 2), 'bob'),
+                     Ranking('q', ('x', 'y', 'z'), (3, 1, 2), 'ann')]
+  assert reading.sets == {'sets of 4': 1, 'pairs': 1, 'sets of 3': 1}
+  path = write(tmp_path / 'b.jsonl', {'prompt': 'p', 'chosen': 'a', 'rejected': 'b'})
+  with pytest.raises(BadInput, match=r"b\.jsonl:1: field 'labeler': expected the name"):
+    read(path, 'pairs', 'rankings')

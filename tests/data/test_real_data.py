@@ -30,11 +30,15 @@ def counts(name, reader, kind):
   ('hh_rlhf/helpful-base.test.jsonl.gz', 'hh_rlhf', 'rankings',
    (2343, 2354, {'no common prompt': 9, 'equal completions': 2}, {})),
   ('openai_summarize_comparisons/batch0_cnndm.jsonl.gz', 'openai_summarize', 'rankings',
-   (121, 437, {'intransitive set': 6}, {'sets of 4': 62, 'pairs': 59, 'intransitive sets': 1})),
+   (117, 437, {'intransitive set': 6}, {'sets of 4': 63, 'pairs': 54, 'intransitive sets': 1})),
   ('openai_summarize_comparisons/batch18.jsonl.gz', 'openai_summarize', 'rankings',
-   (147, 674, {'intransitive set': 12}, {'sets of 4': 103, 'pairs': 44, 'intransitive sets': 2})),
+   (143, 674, {'intransitive set': 12}, {'sets of 4': 104, 'pairs': 39, 'intransitive sets': 2})),
   ('openai_summarize_comparisons/batch13.jsonl.gz', 'openai_summarize', 'rankings',
    (1097, 1097, {}, {'pairs': 1097})),
+  # No judge voted on every two of three models: the sets follow from what was voted on.
+  ('mt_bench_votes/human.jsonl', 'mt_bench', 'rankings',
+   (1252, 3355, {'not of the first turn': 1666, 'equal completions': 17, 'all ranks tied': 317},
+    {'pairs': 1161, 'sets of 3': 81, 'sets of 4': 9, 'sets of 5': 1})),
 ])
 def test_every_row_of_a_source_is_accounted_for(name, reader, kind, expected):
   assert counts(name, reader, kind) == expected
@@ -54,15 +58,17 @@ def test_the_sources_of_the_experiment_are_built(tmp_path):
   tokenizer = builders.tokenizer_for(gpt.tokenizer, gpt.data, place, heldout=gpt.heldout)
   assert tokenizer.vocabulary == gpt.tokenizer.vocabulary
   limits = {'prompt_length': 96, 'response_length': 48, 'prompt_cut': 'head', 'k_max': 4,
-            'length': 128, 'heldout': 0.1}
-  cards = {name: builders.build(getattr(module, name), tokenizer, place, **limits).card
+            'length': 128}
+  cards = {name: builders.build(getattr(module, name), tokenizer, place, builders.Limits(**limits),
+                                heldout=0.1).card
            for name in ('text', 'demonstrations', 'rankings')}
   for card in cards.values():
     assert card['rows']['train'] > 100 and card['rows']['heldout'] > 5
     assert card['records'] == (sum(card['refused'].values()) + sum(card['split'].values())
                                + card['heldout_also_in_train'])
     for source in card['sources'].values():
-      assert source['records'] == source['kept'] + source['duplicates'] + source['not_taken']
+      assert source['records'] == sum(source[name] for name in (
+        'kept', 'duplicates', 'long_prefix_duplicates', 'not_taken'))
   assert cards['rankings']['k']['4'] > 90 and cards['rankings']['labelers'] > 20
   assert 0 < cards['rankings']['cut']['completions']['share'] < 0.8
   assert cards['demonstrations']['refused'].keys() == {'response too long'}

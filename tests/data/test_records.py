@@ -1,13 +1,18 @@
 """Records: what is valid, what the message says otherwise, and how judges are named."""
 
+import copy
 import json
+import pickle
 
 import pytest
 
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import records
-from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Refused, Text
+from rlhf_jax.data.records import Chat, Demonstration, Prompt, Ranking, Refused, Text
+from rlhf_jax.model import responses
 
+MESSAGES = ({'role': 'system', 'content': 'Be brief.'}, {'role': 'user', 'content': 'Hi'},
+            {'role': 'assistant', 'content': 'Hello'}, {'role': 'user', 'content': 'Why?'})
 RANKING = {'prompt': 'p', 'completions': ['a', 'b', 'c'], 'ranks': [2, 1, 2]}
 
 
@@ -18,24 +23,47 @@ RANKING = {'prompt': 'p', 'completions': ['a', 'b', 'c'], 'ranks': [2, 1, 2]}
   Demonstration('p', 'r', customer='c'),
   Ranking('p', ('a', ''), (1, 2)),
   Ranking('p', ('a', 'b …'), (2, 1), 'ann', 'chat', 'c', {'k': 1}, (True, False)),
+  Prompt(Chat(MESSAGES), meta={'k': 1}),
+  Demonstration(Chat(MESSAGES, 'as the source writes it'), 'r'),
 ])
 def test_a_record_survives_jsonl(record, tmp_path):
   path = tmp_path / 'x' / 'rows.jsonl'
   assert records.write_jsonl(path, [record, record]) == 2
   rows = [json.loads(line) for line in path.read_text(encoding='utf-8').splitlines()]
-  assert [records.from_row(records.kind_of(record), row) for row in rows] == [record, record]
+  again = [records.from_row(records.kind_of(record), row) for row in rows]
+  assert again == [record, record]
+  if isinstance(record, Prompt | Demonstration):
+    assert getattr(again[0].prompt, 'messages', 0) == getattr(record.prompt, 'messages', 0)
   assert [file.name for file in path.parent.iterdir()] == ['rows.jsonl']
+
+
+def test_a_conversation_is_text_to_read_and_messages_to_render():
+  chat = Chat(MESSAGES)
+  assert chat == ('System: Be brief.\n\nHuman: Hi\n\nAssistant: Hello\n\nHuman: Why?'
+                  '\n\nAssistant:')
+  assert chat.messages == MESSAGES
+  for again in (pickle.loads(pickle.dumps(chat)), copy.deepcopy(chat)):
+    assert type(again) is Chat and again == chat and again.messages == MESSAGES
+  assert records.to_row(Prompt(chat, meta={'k': 1})) == {
+    'prompt': str(chat), 'meta': {'k': 1, 'messages': list(MESSAGES)}}
+
+
+def test_a_text_before_a_conversation_goes_into_the_first_question():
+  for before in ('', 'Q: A: \n'):
+    chat = before + Chat(MESSAGES)
+    assert type(chat) is Chat and chat == before + str(Chat(MESSAGES))
+    assert [one['content'] for one in chat.messages] == [
+      'Be brief.', f'{before}Hi', 'Hello', 'Why?']
+
+
+def test_the_mark_of_the_unfinished_is_the_one_that_models_write():
+  assert records.UNFINISHED == responses.UNFINISHED
 
 
 def test_empty_optional_fields_are_left_out():
   assert records.to_row(Prompt('p')) == {'prompt': 'p'}
   assert records.to_row(Ranking('p', ('a', 'b'), (1, 2))) == {
     'prompt': 'p', 'completions': ('a', 'b'), 'ranks': (1, 2)}
-
-
-def test_chosen_and_rejected_are_a_ranking_of_two():
-  row = {'prompt': 'p', 'chosen': 'good', 'rejected': 'bad', 'labeler': 'ann', 'note': 5}
-  assert records.from_row('rankings', row) == Ranking('p', ('good', 'bad'), (1, 2), 'ann')
 
 
 @pytest.mark.parametrize(('kind', 'row', 'reason', 'message'), [
@@ -61,8 +89,8 @@ def test_chosen_and_rejected_are_a_ranking_of_two():
   ('rankings', RANKING | {'completions': ['a'], 'ranks': [1]}, 'fewer than two completions',
    "field 'completions'"),
   ('rankings', RANKING | {'ended': [True]}, 'ended of the wrong length', "field 'ended'"),
-  ('rankings', {'prompt': 'p', 'chosen': 'a'}, 'missing field', "field 'rejected'"),
-  ('rankings', {'prompt': 'p', 'chosen': 'a', 'rejected': 'a'}, 'equal completions', 'rejected'),
+  ('prompts', {'prompt': 'p', 'meta': {'messages': [{'role': 'user'}]}}, 'wrong type',
+   "field 'meta.messages[0].content': expected a text, found null"),
 ])
 def test_bad_rows_are_refused_with_field_and_expectation(kind, row, reason, message):
   with pytest.raises(Refused) as error:

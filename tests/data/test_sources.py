@@ -7,7 +7,7 @@ import re
 import pytest
 
 from rlhf_jax.configs import BadInput, Source
-from rlhf_jax.data import sources
+from rlhf_jax.data import duplicates, sources
 from rlhf_jax.data.records import Demonstration, Prompt, Text
 from rlhf_jax.data.sources import Place
 
@@ -30,7 +30,7 @@ def test_records_come_in_the_order_of_the_sources(place):
   assert [record.text for record in records] == ['one', 'two', 'three']
   assert list(card) == ['b.jsonl', 'x/a.jsonl']
   assert card['x/a.jsonl'] == {'read': 2, 'refused': {}, 'records': 2, 'duplicates': 1,
-                               'not_taken': 0, 'kept': 1}
+                               'long_prefix_duplicates': 0, 'not_taken': 0, 'kept': 1}
 
 
 def test_every_row_is_accounted_for(place):
@@ -195,7 +195,7 @@ def test_whitespace_and_case_do_not_make_another_prompt():
   side = collections.defaultdict(set)
   for name, found in (('train', train), ('heldout', heldout)):
     for record in found:
-      side[sources.normal(record.prompt)].add(name)
+      side[duplicates.normal(record.prompt)].add(name)
   assert set(map(len, side.values())) == {1} and len(heldout) == 36
 
 
@@ -205,6 +205,42 @@ def test_a_prompt_of_two_customers_is_held_out_of_neither_side_twice():
   train, heldout = sources.split(items, 0.2, seed=0)
   assert Prompt('common', customer=heldout[0].customer) not in train
   assert all(record.prompt != 'common' for record in heldout)
+
+
+def variations(index):
+  """Nearly the same prompt several times: case, punctuation, whitespace, another last word."""
+  start = f'Question {index}: ' + ' '.join(f'word{index}{number}' for number in range(40))
+  return [Prompt(text) for text in (
+    f'{start} and so it ends', f'{start.upper()}, and so it ends!', f'{start}  and\nso it ended.',
+    f'{start} and so it ends. And there is more, though not much', f'Short {index}?',
+    f'short {index}')]
+
+
+def test_nearly_the_same_prompts_are_never_on_both_sides():
+  items = [prompt for index in range(40) for prompt in variations(index)]
+  train, heldout = sources.split(items, 0.3, seed=0)
+  assert len(train) + len(heldout) == 240 and 60 < len(heldout) < 84
+  numbers = {side: {int(re.search(r'\d+', record.prompt).group()) for record in found
+                    if record.prompt.lower().startswith(start)}
+             for side, found in (('train', train), ('heldout', heldout))
+             for start in ('question',)}
+  assert not numbers['train'] & numbers['heldout']
+  short = [{record.prompt.lower().rstrip('?') for record in found
+            if record.prompt.lower().startswith('short')} for found in (train, heldout)]
+  assert not short[0] & short[1] and len(short[0]) + len(short[1]) == 40
+
+
+def test_nearly_the_same_prompts_of_two_customers_are_on_one_side():
+  items = [Prompt(prompt.prompt, customer=f'c{number % 7}') for index in range(30)
+           for number, prompt in enumerate(variations(index), index)]
+  train, heldout = sources.split(items, 0.3, seed=0)
+  sides = [set(duplicates.groups(items)[items.index(record)] for record in found)
+           for found in (train, heldout)]
+  assert heldout and not sides[0] & sides[1]
+  shuffled = items[::-1]
+  again = sources.split(shuffled, 0.3, seed=0)[1]
+  assert sorted(r.prompt + r.customer for r in again) == sorted(
+    r.prompt + r.customer for r in heldout)
 
 
 def test_small_and_odd_splits():

@@ -34,6 +34,7 @@ NAMED = (
   'rude_rate',
   'constraint_rate',
   'pretraining_loss',
+  'pretraining_loss_change',
 )
 
 
@@ -225,8 +226,35 @@ def test_models_already_evaluated_are_not_sampled_again(told, made, monkeypatch)
     responses, 'respond', lambda *given, **named: sampled.append(1) or respond(*given, **named)
   )
   assert evaluate.run(config, parents, place, folder, 'evaluation') == told
-  assert len(sampled) == 2  # its own and the reference
+  assert len(sampled) == 2 * 3  # its own and the reference, in batches of 128
   assert (folder / 'evaluations' / 'sft.jsonl').read_bytes() == rows
+
+
+@pytest.mark.parametrize('calls', [2, 4, 17])
+def test_killed_in_the_middle_of_a_model_it_samples_no_batch_twice(
+    told, made, tmp_path, monkeypatch, calls):
+  config, parents, place = made
+  left, respond, folder = [calls], responses.respond, tmp_path / 'evaluation'
+  monkeypatch.setattr(records, 'load_judge', lambda name: judge)
+
+  def until_killed(*given, **named):
+    left[0] -= 1
+    if left[0] < 0:
+      raise KeyboardInterrupt
+    return respond(*given, **named)
+
+  monkeypatch.setattr(responses, 'respond', until_killed)
+  with pytest.raises(KeyboardInterrupt):
+    evaluate.run(config, parents, place, folder, 'evaluation')
+  last = max((folder / 'pieces').glob('*-*/*/*.json'), key=lambda path: path.stat().st_mtime_ns)
+  last.with_name(f'{int(last.stem) + 1:06d}.json').write_bytes(b'{"answers": [{"te')
+  left[0] = 3 * (1 + 4) + 10 - calls  # the reference, four models, one of 1200 samples
+  scored = []
+  monkeypatch.setattr(evaluate, '_reward_entry', lambda *_: scored.append(1))
+  assert evaluate.run(config, parents, place, folder, 'evaluation') == told
+  assert left == [0] and not scored and not (folder / 'pieces').exists()
+  for path in (place.workdir / 'evaluation' / 'evaluations').iterdir():
+    assert path.read_bytes() == (folder / 'evaluations' / path.name).read_bytes()
 
 
 def test_without_judge_and_text(made, tmp_path):

@@ -150,6 +150,28 @@ def test_model_entry_by_hand():
   )
 
 
+def test_rudeness_that_was_asked_for_is_told_apart():
+  asked = [Prompt(str(i), 'open', meta={'register': register} if register else {})
+           for i, register in enumerate(['', '', '', '', 'kind', 'kind', 'rude', 'rude', ['odd']])]
+  texts = ['fool', 'a', 'b', 'c', 'd', 'fool', 'fool', 'fool', 'e']
+  metrics, rows = judged.judge_rows(judge, asked, texts, ['x'] * 9)
+  assert [row.get('register') for row in rows[3:7]] == [None, 'kind', 'kind', 'rude']
+  assert metrics['rude_rate'] == 2 / 7  # the two that asked for it are left out
+  entry = results.model_entry(rows, 'sft')
+  assert (entry['rude_rate'], entry['rude_rate_n']) == (2 / 7, 7)
+  assert entry['by_category']['open']['rude_rate'] == 2 / 7
+  found = entry['rude_rate_by_request']
+  assert {name: (rate['mean'], rate['n']) for name, rate in found.items()} == {
+    'respectful': (0.5, 2), 'none': (0.2, 5), 'rude': (1.0, 2)}
+  assert found['rude']['high'] == 1 and found['rude']['low'] < 1
+  # Nobody asks for a tone, or nobody says what is rude: nothing to take apart.
+  assert results.model_entry(rows[:4], 'sft')['rude_rate_by_request'] is None
+  for row in rows:
+    row['judgement'] = None
+    row |= {'proxy': 1.0, 'reference_proxy': 1.0}
+  assert results.model_entry(rows, 'sft')['rude_rate_by_request'] is None
+
+
 def test_without_a_judge_the_reward_model_decides():
   _, rows = judged.judge_rows(None, PROMPTS, ['a', 'b', 'c'], ['x', 'y', 'z'])
   for row, proxy in zip(rows, (1.0, 2.0, 6.0), strict=True):
@@ -185,3 +207,19 @@ def test_reward_model_by_labeler_and_against_gold():
   assert sum(row['n'] for row in told['reliability']) == 6
   assert results.score_statistics([{'proxy': 1.0}, {'proxy': 3.0}, {'proxy': None}]) == {
     'mean_sft': 2, 'std_sft': 1}
+
+
+def test_change_of_the_loss_is_paired():
+  # 2·1 + 4·3 = 14 nats over 4 tokens, against 1·1 + 4·3 = 13
+  told = results.loss_entry([(2.0, 1), (4.0, 3)], [(1.0, 1), (4.0, 3)])
+  assert told['pretraining_loss'] == 14 / 4
+  assert told['pretraining_loss_change'] == pytest.approx(1 / 13)
+  # only the second part drawn, only the first
+  assert told['pretraining_loss_change_ci'] == pytest.approx([0, 1])
+  same = results.loss_entry([(2.0, 1), (4.0, 3)], [(2.0, 1), (4.0, 3)])
+  assert same['pretraining_loss_change'] == 0 and same['pretraining_loss_change_ci'] == [0, 0]
+
+
+def test_no_change_of_the_loss_between_other_tokens():
+  assert results.loss_entry([(2.0, 1)], [(2.0, 2)])['pretraining_loss_change'] is None
+  assert set(results.loss_entry([], []).values()) == {None}

@@ -13,18 +13,13 @@ import pytest
 from rlhf_jax import configs
 from rlhf_jax.data import builders, records
 from rlhf_jax.feedback import collect
+from rlhf_jax.model import responses
 
 WORDS = ('yes', 'no', 'maybe', 'ask again later', 'it is so', 'it is not', 'who knows', 'certainly')
 
 
-@dataclasses.dataclass(frozen=True)
-class Response:
-  text: str
-  ended: bool = True
-
-  @property
-  def marked(self):
-    return self.text if self.ended else self.text + records.UNFINISHED
+def response(text, ended=True):
+  return responses.Response(text, tuple(range(len(text.split()))), -len(text) / 3, ended)
 
 
 class Tokenizer:
@@ -82,9 +77,7 @@ class Policy:
     hat = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     draws = hat.integers(0, len(WORDS), (len(prompts), 2))
     return [
-      Response(WORDS[int(a)] if prompt != 'dull' else 'same', ended=int(b) > 0)
-      if prompt != 'dull'
-      else Response('same')
+      response(WORDS[int(a)], ended=int(b) > 0) if prompt != 'dull' else response('same')
       for (a, b), prompt in zip(draws, prompts, strict=True)
     ]
 
@@ -189,27 +182,25 @@ def test_blocks_hold_every_prompt_once_and_no_more_than_a_batch():
 
 
 @pytest.mark.parametrize('calls', [0, 1, 5])
-@pytest.mark.parametrize('damage', ['none', 'torn line', 'lost count'])
+@pytest.mark.parametrize('damage', ['none', 'torn', 'joined'])
 def test_interrupted_and_resumed_to_the_same_bytes(world, calls, damage):
   whole, policy = world('whole')
   assert len(policy.asked) > 6
   assert world('killed', calls)[0] is None
   folder = world.folder / 'killed'
-  partial = folder / 'rankings.jsonl.partial'
-  assert not (folder / 'rankings.jsonl').exists()
-  if damage == 'torn line' and calls:
-    with open(partial, 'ab') as file:
-      file.write(b'{"prompt": "quest')
-  if (
-    damage == 'lost count' and calls
-  ):  # killed between the rows of a block and its count: rows too many
-    partial.write_bytes(partial.read_bytes() * 2)
+  ranked = sorted((folder / 'pieces' / 'rankings').glob('*/*.json'))
+  assert len(ranked) == calls and not (folder / 'rankings.jsonl').exists()
+  lost = damage == 'torn' and calls
+  if lost:
+    ranked[-1].write_bytes(ranked[-1].read_bytes()[:-5])
+  if damage == 'joined':  # killed between the file and what it counts
+    (folder / 'rankings.jsonl').write_text('{"prompt": "quest')
   summary, again = world('killed')
-  assert len(again.asked) == len(policy.asked) - calls  # nothing is sampled twice
+  assert len(again.asked) == len(policy.asked) - calls + bool(lost)  # nothing is sampled twice
   assert timeless(summary) == timeless(whole)
   assert (folder / 'rankings.jsonl').read_bytes() == (
     world.folder / 'whole' / 'rankings.jsonl').read_bytes()
-  assert not partial.exists()
+  assert not (folder / 'pieces').exists()
 
 
 def test_finished_but_not_told(world):
@@ -259,12 +250,36 @@ def test_calibration_is_done_once_and_can_be_taken_over(world, monkeypatch):
   assert max(max(row.ranks) for row in rows(world.folder / 'whole')) <= 3  # the limit was applied
 
   assert world('killed', 6, judge='calibrated')[0] is None
-  summary, _ = world('killed', judge='calibrated')
+  summary, again = world('killed', judge='calibrated')
   assert Calibrated.calibrations == 2 and timeless(summary) == timeless(whole)
+  assert len(again.asked) == len(policy.asked) - 6
 
   world('heldout', judge='calibrated', calibration='whole', seed=9)
   assert Calibrated.calibrations == 2
   assert json.loads((world.folder / 'heldout' / 'judge.json').read_text()) == found
+
+
+@pytest.mark.parametrize('calls', [1, 3, 4])
+def test_killed_while_the_judge_is_calibrated(world, monkeypatch, calls):
+  """Nothing is sampled twice, neither for the calibration nor for the ranking after it."""
+  monkeypatch.setattr(collect, 'CALIBRATION_PROMPTS', 30)
+  whole, policy = world('whole', judge='calibrated')
+  folder = world.folder / 'killed'
+  assert world('killed', calls, judge='calibrated')[0] is None
+  saved = lambda name: list((folder / 'pieces' / name).glob('*/*.json'))
+  assert not (folder / 'judge.json').exists() and len(saved('calibration')) == calls
+  # Then once more, after the calibration: its samples still wait to be ranked.
+  in_all = len(policy.asked)
+  assert world('killed', in_all - 1 - calls, judge='calibrated')[0] is None
+  assert (folder / 'judge.json').exists()
+  for path in saved('rankings'):
+    path.unlink()
+  calibrated = len(saved('calibration'))
+  summary, again = world('killed', judge='calibrated')
+  assert len(again.asked) == in_all - calibrated
+  assert timeless(summary) == timeless(whole) and not (folder / 'pieces').exists()
+  for name in ('rankings.jsonl', 'judge.json'):
+    assert (folder / name).read_bytes() == (world.folder / 'whole' / name).read_bytes()
 
 
 @pytest.mark.parametrize('changes, message', [

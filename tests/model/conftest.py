@@ -1,4 +1,4 @@
-"""Two tiny models that differ in every option, rows padded on both sides, a stub tokenizer."""
+"""Three tiny models that differ in every option, rows padded on both sides, a stub tokenizer."""
 
 import dataclasses
 
@@ -16,6 +16,9 @@ SHAPES = {
                          vocabulary=VOCABULARY, context=24, norm='rms', activation='silu',
                          gated=True, positions='rope', bias=False, tied=False, init_std=0.3,
                          norm_epsilon=1e-6),
+  # GPT-3: dense and locally banded layers alternate (Brown et al. 2020, §2.1).
+  'gpt3': configs.Model(layers=3, width=20, heads=2, mlp=28, vocabulary=VOCABULARY, context=24,
+                        positions='learned', init_std=0.3, window=3, window_every=2),
 }
 
 
@@ -34,7 +37,7 @@ class Case:
 
 @pytest.fixture(scope='session')
 def cases(random_params):
-  """{'gpt', 'llama'} -> Case."""
+  """{'gpt', 'llama', 'gpt3'} -> Case."""
   return {
     name: Case(config, random_params(config, False, 1), random_params(config, True, 2))
     for name, config in SHAPES.items()
@@ -60,6 +63,7 @@ def rows():
 class StubTokenizer:
   """A word is a number, its id is that plus 3; <pad>, <bos>, <eos> are 0, 1, 2."""
   pad, bos, eos, vocabulary = 0, 1, 2, VOCABULARY
+  ends, start = (2,), [1]
 
   def encode(self, text):
     return [int(word) + 3 for word in text.split()]

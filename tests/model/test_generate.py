@@ -88,6 +88,23 @@ def test_sampler_logprobs_equal_a_fresh_forward_pass(cases, ending, prompts, nam
   assert np.abs(found.logprobs - other)[mask].max() > 1e-2
 
 
+def test_any_of_several_tokens_ends_a_response(cases, ending, prompts):
+  """Chat models have more than one end token."""
+  config, params = cases['gpt'].config, ending['gpt']
+  one = sample(config, params, *prompts, jax.random.key(3), **options())
+  other = int(one.tokens[:, -LENGTH:][one.mask][0])  # the first row's first token
+  both = sample(config, params, *prompts, jax.random.key(3), **options(eos=(EOS, other)))
+  for before, after, mask in zip(one.tokens[:, -LENGTH:], both.tokens[:, -LENGTH:], both.mask,
+                                 strict=True):
+    until = next((t for t, token in enumerate(before) if token in (EOS, other)), LENGTH - 1)
+    np.testing.assert_array_equal(mask, np.arange(LENGTH) <= until)
+    np.testing.assert_array_equal(after[mask], before[mask])
+  np.testing.assert_array_equal(
+    generate.ended(both, (EOS, other)),
+    [any(token in (EOS, other) for token in row[mask])
+     for row, mask in zip(both.tokens[:, -LENGTH:], both.mask, strict=True)])
+
+
 def test_after_eos_there_is_nothing(cases, ending, prompts):
   found = sample(cases['gpt'].config, ending['gpt'], *prompts, jax.random.key(3), **options())
   responses = np.asarray(found.tokens)[:, PROMPT:]

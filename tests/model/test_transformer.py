@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import configs
-from rlhf_jax.model import transformer
+from rlhf_jax.model import sharding, transformer
 from rlhf_jax.objectives import likelihood
 
 hidden = jax.jit(transformer.hidden, static_argnums=0)
@@ -38,8 +38,8 @@ def numpy_rotate(config, x, position):
   return out
 
 
-def numpy_attention(config, x, w):
-  """One row without padding, head by head and token by token."""
+def numpy_attention(config, x, w, back):
+  """One row without padding, head by head and token by token, `back` tokens back at most."""
   project = lambda name: np.einsum('td,dnh->tnh', x, w[name]['kernel']) + w[name].get('bias', 0.0)
   query, key, value = project('query'), project('key'), project('value')
   length, heads, size = query.shape
@@ -48,9 +48,11 @@ def numpy_attention(config, x, w):
     group = n // (heads // key.shape[1])
     for t in range(length):
       turn = lambda v, p: numpy_rotate(config, v, p) if config.positions == 'rope' else v
-      scores = np.array([turn(query[t, n], t) @ turn(key[s, group], s) for s in range(t + 1)])
+      first = max(0, t + 1 - back)
+      scores = np.array([turn(query[t, n], t) @ turn(key[s, group], s)
+                         for s in range(first, t + 1)])
       weights = np.exp(scores / math.sqrt(size))
-      out[t, n] = weights @ value[:t + 1, group] / weights.sum()
+      out[t, n] = weights @ value[first:t + 1, group] / weights.sum()
   return np.einsum('tnh,nhd->td', out, w['out']['kernel']) + w['out'].get('bias', 0.0)
 
 
@@ -72,7 +74,10 @@ def numpy_hidden(config, params, tokens):
     x = x + params['embed']['positions'][:len(tokens)]
   for layer in range(config.layers):
     w = jax.tree.map(lambda p, i=layer: p[i], params['blocks'])
-    x = x + numpy_attention(config, numpy_norm(config, x, w['norm_attention']), w['attention'])
+    banded = config.window and layer % config.window_every == config.window_every - 1
+    back = config.window if banded else len(x)
+    read = numpy_norm(config, x, w['norm_attention'])
+    x = x + numpy_attention(config, read, w['attention'], back)
     x = x + numpy_mlp(config, numpy_norm(config, x, w['norm_mlp']), w['mlp'])
   return numpy_norm(config, x, params['norm'])
 
@@ -141,7 +146,8 @@ def decode(config, params, tokens, valid, prefix):
   return jnp.stack(found, axis=1)
 
 
-@pytest.mark.parametrize(('name', 'scan'), [('gpt', False), ('llama', False), ('llama', True)])
+@pytest.mark.parametrize(('name', 'scan'), [
+  ('gpt', False), ('llama', False), ('llama', True), ('gpt3', False), ('gpt3', True)])
 def test_cached_decode_equals_the_full_forward(cases, rows, name, scan):
   case = cases[name]
   config = dataclasses.replace(case.config, scan=scan)
@@ -155,6 +161,7 @@ def test_cached_decode_equals_the_full_forward(cases, rows, name, scan):
   ('gpt', {'scan': True}),
   ('gpt', {'remat': True}),
   ('llama', {'scan': True, 'remat': True}),
+  ('gpt3', {'scan': True, 'remat': True}),
 ])
 def test_scan_and_remat_change_neither_value_nor_gradient(cases, rows, name, options):
   case = cases[name]
@@ -214,6 +221,30 @@ def test_bfloat16_computes_near_float32_from_the_same_master_weights(case, rows)
   assert 1e-5 < gap < 0.1
 
 
+def test_norms_in_bfloat16_keep_their_float32_parameters(case, rows):
+  """What leaves a norm is rounded once, to half a unit (2⁻⁸); rounded scales would cost another."""
+  config = dataclasses.replace(case.config, compute='bfloat16')
+  random = np.random.default_rng(0)
+  x = jnp.asarray(random.normal(0, 3, (64, config.width)), jnp.bfloat16)
+  weights = {'scale': jnp.float32(1 + random.uniform(-2**-9, 2**-9, config.width))}
+  if config.norm == 'layer':
+    weights['bias'] = jnp.float32(random.uniform(1, 2, config.width))
+  wanted = numpy_norm(config, np.asarray(x, np.float64), {
+    name: np.float64(values) for name, values in weights.items()})
+
+  def gap(weights):
+    found = transformer.Norm(config).apply({'params': weights}, x)
+    assert found.dtype == jnp.bfloat16
+    return np.max((np.abs(np.float64(found) - wanted) - 1e-5) / np.abs(wanted))
+
+  assert gap(weights) <= 2**-8
+  assert gap(jax.tree.map(lambda w: w.astype(jnp.bfloat16), weights)) > 2**-8
+  # The copy that decoding and the frozen reference use says the very same.
+  np.testing.assert_array_equal(
+    hidden(config, sharding.in_compute_type(case.params, 'bfloat16'), *rows),
+    hidden(config, case.params, *rows))
+
+
 # -------------------------------------------------------------------------------------- parameters
 
 
@@ -266,6 +297,9 @@ def test_axes_name_every_dimension(case):
   ({'activation': 'relu'}, 'activation'),
   ({'compute': 'float16'}, 'compute'),
   ({'vocabulary': 0}, 'vocabulary'),
+  ({'rotary': 0.1}, 'rotary'),
+  ({'rope_scaling': (2.0, 1.0)}, 'rope_scaling'),
+  ({'window': -1}, 'window'),
 ])
 def test_impossible_shapes_are_refused(cases, change, word):
   with pytest.raises(configs.BadInput, match=word):

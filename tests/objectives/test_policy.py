@@ -1,4 +1,4 @@
-"""PPO's arithmetic against numpy loops and the worked values of PAPER.md §3.4, §5.1 and §5.4."""
+"""PPO's arithmetic against numpy loops and values worked by hand: GAE, the controller, KL."""
 
 import math
 
@@ -53,8 +53,8 @@ def loop_gae(rewards, values, discount, lam):
   return advantages, advantages + values
 
 
-def test_worked_check_of_the_paper():
-  """§3.4: β=.05, λ=.95, γ=1, k=(.4,−.2,.2), V=(.5,.6,.8), score 1."""
+def test_an_example_worked_by_hand():
+  """β=.05, λ=.95, γ=1, k=(.4,−.2,.2), V=(.5,.6,.8), score 1."""
   mask = np.ones((1, 3), bool)
   rewards = reward_per_token(np.array([1.0]), np.array([[0.4, -0.2, 0.2]]), 0.05, mask)
   np.testing.assert_allclose(rewards, [[-0.02, 0.01, 0.99]], atol=1e-6)
@@ -91,7 +91,7 @@ def test_kl_in_the_reward_keeps_its_sign():
 
 
 def test_integer_tokens_do_not_truncate_the_score():
-  """A reward buffer that took its type from tokens would make .7 a 0 (PITFALLS.md 1.12)."""
+  """A reward buffer that took its type from tokens would make .7 a 0."""
   found = reward_per_token(np.array([0.7], jnp.bfloat16), np.zeros((1, 2), jnp.int32), 0.1,
                                   np.ones((1, 2), bool))
   assert found.dtype == jnp.float32
@@ -215,7 +215,7 @@ def test_value_loss_equals_the_loop(case, clip):
   (1.0, 0.5, (2, 1.73, 1.7), 0.25),
 ])
 def test_kl_estimators_on_gaussians(mean, kl, spread, bias):
-  """§5.4: π = N(0, 1), π_ref = N(mean, 1); std/KL of k1, k2, k3, and the bias of k2."""
+  """π = N(0, 1), π_ref = N(mean, 1); std/KL of k1, k2, k3, and the bias of k2."""
   n = 2_000_000
   x = np.random.default_rng(0).normal(size=n)
   estimates = kl_estimates((-x**2 / 2).astype(np.float32),
@@ -248,7 +248,7 @@ def test_kl_estimates_know_their_direction():
   (-3.0, 1 - 0.2 * 512 / 10_000),
 ])
 def test_controller_is_the_code_form(kl, factor):
-  """lm-human-preferences' code, not the paper's K_β = 0.1 (§5.1)."""
+  """lm-human-preferences' code, not the paper's K_β = 0.1 (Ziegler et al., 2019)."""
   np.testing.assert_allclose(policy.adapt_kl_coef(0.15, kl, 6.0, 512, 10_000), 0.15 * factor,
                              rtol=1e-6)
 

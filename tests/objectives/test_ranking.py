@@ -1,4 +1,4 @@
-"""The ranking loss against a loop, and the worked values of PAPER.md §3.1 and §5.7."""
+"""The ranking loss against a loop, its derivative, and values worked by hand."""
 
 import math
 
@@ -80,7 +80,7 @@ def test_prompt_of_ties_has_no_pair_and_no_gradient():
 
 @pytest.mark.parametrize('margin', [-3.0, 0.0, 0.8, 4.0])
 def test_gradient_is_one_minus_sigma(margin):
-  """∂L/∂r_w = −(1 − σ(Δ)), ∂L/∂r_l = +(1 − σ(Δ)) (§3.1)."""
+  """∂L/∂r_w = −(1 − σ(Δ)), ∂L/∂r_l = +(1 − σ(Δ))."""
   missing = 1 - 1 / (1 + math.exp(-margin))
   np.testing.assert_allclose(gradient_of_loss(*one([margin, 0], [1, 2])), [[-missing, missing]],
                              rtol=1e-5)

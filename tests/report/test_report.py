@@ -155,10 +155,17 @@ def made_up(folder, finished=True):
     'eos_rate': 0.98,
     'pretraining_loss': 2.31,
     'pretraining_loss_ci': [2.2, 2.4],
+    'pretraining_loss_change': 0.012,
+    'pretraining_loss_change_ci': [0.01, 0.014],
     'distinct_2': 0.3,
     'rude_rate': 0.02,
     'rude_rate_ci': [0.01, 0.03],
     'rude_rate_n': 600,
+    'rude_rate_by_request': {
+      'respectful': {'mean': 0.0, 'low': 0.0, 'high': 0.116, 'n': 29},
+      'none': {'mean': 0.021, 'low': 0.01, 'high': 0.032, 'n': 571},
+      'rude': {'mean': None, 'low': None, 'high': None, 'n': 0},
+    },
     'hallucination_rate': None,
     'hallucination_rate_n': 0,
     'refusal_rate': 0.05,
@@ -292,6 +299,24 @@ def test_twenty_samples_in_order_with_both_scores_and_markup_as_text(whole):
     and 'says 20 ' not in whole
   )
   assert '<b>ppo_ptx · judge 0.81 · reward model 0.25 · wins</b>' in whole
+  assert 'gpt beside sft beside ppo_ptx' in whole and 'gpt says 0 &amp; more' in whole
+  assert 'sft_t05 says' not in whole  # another way to sample is no other model
+
+
+def test_a_model_folder_is_what_was_pretrained(tmp_path):
+  folder = made_up(tmp_path)
+  for name, fields in (('sft', {'init_from': 'gpt2/'}), ('evaluation', None)):
+    there = json.loads((folder / name / 'config.json').read_text())
+    there['config'] |= fields or {}
+    if name == 'evaluation':
+      there['config']['models']['base'] = there['config']['models'].pop('gpt') | {'run': 'gpt2/'}
+    write(folder / name / 'config.json', there)
+  told = findings.roles(contents.read(folder))
+  assert told.pretrained == 'base' and told.against == 'sft' and told.best == 'ppo_ptx'
+
+
+def test_change_of_the_loss_with_its_interval(whole):
+  assert '1.2 % <small>[1.0, 1.4]</small>' in whole
 
 
 def test_rows_of_every_source_are_accounted_for(whole):
@@ -299,6 +324,12 @@ def test_rows_of_every_source_are_accounted_for(whole):
   text = ' '.join(re.sub('<[^>]*>', ' ', table).split())
   assert 'asked.jsonl 1 234 567 900 empty text: 3 –' in text
   assert 'all together 900 888 prompt too long: 12 prompts 1.0 %' in text
+
+
+def test_rudeness_by_what_was_asked_for(whole):
+  table = re.search(r'asked: respectful.*?</table>', whole, flags=re.S)[0]
+  text = ' '.join(re.sub('<[^>]*>', ' ', table).split())
+  assert 'sft 0.0 % [0.0, 11.6] n = 29 2.1 % [1.0, 3.2] n = 571 – n = 0' in text
 
 
 def test_verdict_and_claims(tmp_path, whole):
@@ -352,8 +383,29 @@ def test_torn_files_do_not_stop_it(tmp_path):
   (folder / 'results.json').write_text('{"models": {"gp', encoding='utf-8')
   with open(folder / 'gpt' / 'metrics.jsonl', 'a', encoding='utf-8') as file:
     file.write('{"step": 401, "lo')
-  assert len(contents.read(folder).run('gpt').metrics) == 400
-  assert 'results.json, written when' in report.write(folder).read_text(encoding='utf-8')
+  found = contents.read(folder)
+  assert len(found.run('gpt').metrics) == 400  # a line in the making is not damage
+  assert len(found.left_out) == 1 and found.left_out[0].startswith('results.json: is not JSON')
+  page = report.write(folder).read_text(encoding='utf-8')
+  assert 'results.json, written when' in page
+  assert 'Left out, because it could not be read: results.json: is not JSON' in page
+
+
+def test_what_cannot_be_read_is_named_on_the_page(tmp_path, whole):
+  assert 'Left out, because' not in whole
+  folder = made_up(tmp_path)
+  metrics = (folder / 'gpt' / 'metrics.jsonl').read_bytes()
+  (folder / 'gpt' / 'metrics.jsonl').write_bytes(b'{"lo\n[1]\n\xff\n' + metrics)
+  (folder / 'sft' / 'finished.json').write_text('[1]')
+  (folder / 'reward' / 'metrics.jsonl').unlink()
+  (folder / 'reward' / 'metrics.jsonl').mkdir()
+  found = contents.read(folder)
+  assert len(found.run('gpt').metrics) == 400 and not found.run('sft').finished
+  assert found.left_out == ['gpt/metrics.jsonl: 3 of 403 lines are no JSON objects',
+                            'reward/metrics.jsonl: Is a directory',
+                            'sft/finished.json: holds list, expected an object']
+  page = report.write(folder).read_text(encoding='utf-8')
+  assert all(text in page for text in found.left_out) and not Page(page).open
 
 
 def test_a_folder_without_runs_is_refused(tmp_path):

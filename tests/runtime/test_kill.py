@@ -128,7 +128,9 @@ def test_every_kind_of_run_survives_a_kill_in_its_middle(whole, environment, tmp
   for other in RUNS[:RUNS.index(name)]:
     shutil.copytree(whole / other, tmp_path / other)
   process = start(tmp_path, environment, name)
-  busy = {'rankings': 'rankings*', 'rankings_heldout': 'rankings*', 'evaluation': 'evaluations/*'}
+  # Calibrating, ranking, sampling a model.
+  busy = {'rankings': 'pieces/calibration/*/*', 'rankings_heldout': 'pieces/rankings/*/*',
+          'evaluation': 'pieces/own*/*/*'}
   deadline = time.monotonic() + 240
   while process.poll() is None and time.monotonic() < deadline and not any(
       path.stat().st_size for path in (tmp_path / name).glob(busy.get(name, 'checkpoints.json'))):

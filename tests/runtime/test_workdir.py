@@ -1,5 +1,6 @@
 """The small files: whole or absent, compared by what counts, read back as they were."""
 
+import contextlib
 import errno
 import json
 import os
@@ -89,3 +90,26 @@ def test_the_stopwatch_goes_on(tmp_path):
   with workdir.Stopwatch(tmp_path).ticking() as watch:
     assert 100 <= watch.seconds < 105
   assert 100 <= json.loads((tmp_path / 'seconds.json').read_text())['seconds'] < 105
+
+
+def test_the_stopwatch_says_what_it_could_not_count(tmp_path, caplog):
+  (tmp_path / 'seconds.json').write_text('{"sec')
+  with workdir.Stopwatch(tmp_path).ticking() as watch:
+    assert watch.seconds < 5
+  assert 'the time before this start is not counted' in caplog.text
+  broken = workdir.Stopwatch(tmp_path)
+  broken._file = tmp_path / 'seconds.json' / 'below a file'
+  broken._write()
+  broken._write()
+  assert caplog.text.count('not written') == 1
+
+
+@pytest.mark.parametrize('number, fails', [(errno.ENOLCK, False), (errno.EBADF, True)])
+def test_only_a_file_system_without_locks_goes_without(tmp_path, monkeypatch, caplog, number,
+                                                       fails):
+  def refuse(*_):
+    raise OSError(number, os.strerror(number))
+
+  monkeypatch.setattr(workdir.fcntl, 'flock', refuse)
+  with pytest.raises(OSError) if fails else contextlib.nullcontext(), workdir.lock(tmp_path):
+    assert 'nothing keeps a second process' in caplog.text

@@ -38,6 +38,7 @@ def _quick(quick_compilation):
 class Tokenizer:
   """What a stage asks of a tokenizer when it builds no data."""
   pad, bos, eos, vocabulary = 0, 1, 2, VOCABULARY
+  ends, start = (2,), [1]
 
 
 # --------------------------------------------------------------------------------------- batches

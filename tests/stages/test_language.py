@@ -180,8 +180,8 @@ def test_validation_is_the_loss_of_the_heldout_rows(parents, tiny, sft_config, m
   heldout = {'demonstrations': tiny.response_rows(11, 3), 'text': tiny.text_rows(5, length, 4)}
 
   def build(sources, **options):
-    assert options['length'] == length
-    assert options['prompt_length'] == tiny.PROMPT
+    assert options['limits'].length == length
+    assert options['limits'].prompt_length == tiny.PROMPT
     rows = heldout[sources[0].kind]
     return types.SimpleNamespace(train=split(rows), heldout=split(rows), card={})
 

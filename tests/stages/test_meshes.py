@@ -59,7 +59,7 @@ def check_placed(mesh, tree):
   _, width, hidden = up.shape
   assert shape(up) == (2, width // mesh.shape['fsdp'], hidden // mesh.shape['tensor'])
   table = tree['embed']['tokens']
-  assert shape(table) == (table.shape[0] // mesh.shape['tensor'], table.shape[1])
+  assert shape(table) == (table.shape[0] // mesh.shape['tensor'], width // mesh.shape['fsdp'])
   if mesh.shape['fsdp'] * mesh.shape['tensor'] > 1:
     assert up.addressable_shards[0].data.size < up.size
 
@@ -73,8 +73,6 @@ def test_eight_devices_give_the_numbers_of_one(bench, tiny, model, stages, name,
     check_placed(mesh, getattr(start, part).params)
     found, wanted = getattr(state, part), getattr(one, part)
     assert np.linalg.norm(tiny.moved(found.params, getattr(made.state, part).params)) > 1e-2
-    if name == 'reward':  # starts at 0 and has no gradient, so what is there is rounding
-      assert all(abs(tree.params['head'].pop('bias')) < 1e-6 for tree in (found, wanted))
     assert tiny.far(found.params, wanted.params) <= 1e-5
     if wanted.ema is not None:
       assert tiny.far(found.ema, wanted.ema) <= 1e-5

@@ -378,6 +378,7 @@ def test_samples_are_described_in_text(base):
   class Named(type(base.stage.tokenizer)):
     def decode(self, ids):
       return ' '.join(map(str, ids))
+    decode_prompt = decode
 
   samples = jax.device_get(base.step()[1]['samples'])
   rows = validation.describe(base.config, Named(), samples)

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import math
+import pathlib
 import types
 
 import jax
@@ -105,6 +106,18 @@ def test_training_learns_the_order(base):
   assert told[-1]['accuracy'] > 0.95
 
 
+def test_the_bias_stays_what_it_was(base):
+  """To the bit: the loss does not know it, and Adam would make steps of rounding."""
+  head = base.state.model.params['head']
+  start = jnp.float32(0.3)
+  params = base.state.model.params | {'head': head | {'bias': start}}
+  state = base.state.replace(model=base.state.model.replace(params=params))
+  for t in range(5):
+    state, _ = base.step(state, key=jax.random.key(t))
+  assert state.model.params['head']['bias'] == start
+  assert np.abs(state.model.params['head']['kernel'] - head['kernel']).max() > 1e-3
+
+
 def test_start_is_the_trunk_with_a_new_head(base, parents, tiny):
   found, trunk = base.state.model.params, parents['init_from'].params
   assert set(found) == {*trunk, 'head'} - {'unembed'}
@@ -189,3 +202,10 @@ def test_evaluation_counts_heldout_pairs_once(placed):
 def test_bad_sizes_are_refused(bench, tiny, change, word):
   with pytest.raises(configs.BadInput, match=word):
     bench(dataclasses.replace(tiny.REWARD, **change)).step()
+
+
+def test_rankings_of_a_run_are_not_looked_for_below_the_data():
+  """A relative workdir beside --data: the file's path must not depend on either."""
+  collected = stage.Parent(None, None, None, None, pathlib.Path('runs/a/rankings'))
+  source, = reward._sources(configs.Reward(data='rankings'), {'data': collected}, 'data')
+  assert source.files == (str(pathlib.Path.cwd() / 'runs/a/rankings/rankings.jsonl'),)

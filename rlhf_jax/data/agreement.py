@@ -1,7 +1,7 @@
 """How often two labelers order the same pair of completions alike.
 
-In: rankings of which several rank the same completions. Out: shares with intervals by bootstrap
-over prompts. Left out: chance-corrected coefficients (the paper reports the plain share, §3.4: 72.6
+In: rankings, several of the same completions. Out: shares with intervals by bootstrap over prompts.
+Left out: chance-corrected coefficients (the paper reports the plain share, §3.4: 72.6
 ± 1.5 and 77.3 ± 1.3 %).
 """
 
@@ -54,23 +54,38 @@ def ratio_interval(
 
 
 def by_prompt(rankings: Sequence[Ranking]) -> list[list[Ranking]]:
-  """Rankings of the same prompt and completions together, in the order in which they first come."""
-  groups: dict[tuple[str, tuple[str, ...]], list[Ranking]] = {}
+  """Rankings of the same prompt together, in the order in which they first come."""
+  groups: dict[str, list[Ranking]] = {}
   for ranking in rankings:
-    groups.setdefault((ranking.prompt, ranking.completions), []).append(ranking)
+    groups.setdefault(ranking.prompt, []).append(ranking)
   return list(groups.values())
 
 
-def ordered_alike(ranks: Sequence[Sequence[int]]) -> tuple[np.ndarray, np.ndarray]:
-  """For every two of L labelers, of the pairs of completions that neither of them ties: how many
-  both order alike, and how many there are; int64[L, L] each.
+def signs(rankings: Sequence[Ranking]) -> tuple[list[str], np.ndarray]:
+  """The labelers of one prompt, and how each orders every two of all its completions:
+  int64[L, pairs], 1 or −1; 0 where the labeler ties them, contradicts himself or did not see both.
+
+  Completions are the same where their texts are, whatever order a file lists them in.
+  """
+  texts = {text: index for index, text in enumerate(dict.fromkeys(
+    text for ranking in rankings for text in ranking.completions))}
+  order = {labeler: np.zeros((len(texts), len(texts)), np.int64)
+           for labeler in dict.fromkeys(ranking.labeler for ranking in rankings)}
+  for ranking in rankings:
+    where = np.array([texts[text] for text in ranking.completions])
+    ranks = np.asarray(ranking.ranks)
+    order[ranking.labeler][np.ix_(where, where)] += np.sign(ranks - ranks[:, None])
+  first, second = np.triu_indices(len(texts), 1)
+  return list(order), np.sign(np.stack([matrix[first, second] for matrix in order.values()]))
+
+
+def ordered_alike(signs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """For every two of L labelers, of the pairs that both order: how many both order alike, and how
+  many there are; int64[L, L] each.
 
   Args:
-    ranks: [L, K].
+    signs: [L, pairs], see `signs`.
   """
-  order = np.asarray(ranks)
-  first, second = np.triu_indices(order.shape[1], 1)
-  signs = np.sign(order[:, first] - order[:, second])  # [L, pairs]; 0: tied
   told = np.abs(signs) @ np.abs(signs).T
   return (told + signs @ signs.T) // 2, told
 
@@ -80,7 +95,8 @@ def agreement(
   counted: Callable[[str, str], bool] = lambda first, second: True,
 ) -> dict[str, Any]:
   """Agreement over every two labelers of the same completions for whom `counted(labeler, labeler)`
-  holds.
+  holds. Rankings without a labeler's name are one labeler's: they are compared with none of their
+  own.
 
   Returns: {'agreement': share or None, 'agreement_ci': [low, high] or None, 'pairs', 'prompts'}; a
     pair of completions judged by three labelers counts three times in 'pairs', and only once, with
@@ -88,10 +104,10 @@ def agreement(
   """
   alike, told = [], []
   for group in by_prompt(rankings):
-    names = [ranking.labeler for ranking in group]
+    names, matrix = signs(group)
     wanted = np.array([[i < j and counted(a, b) for j, b in enumerate(names)]
                        for i, a in enumerate(names)])
-    both, all_told = ordered_alike([ranking.ranks for ranking in group])
+    both, all_told = ordered_alike(matrix)
     alike.append(int(both[wanted].sum()))
     told.append(int(all_told[wanted].sum()))
   share, interval = ratio_interval(alike, told)

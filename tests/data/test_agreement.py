@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from rlhf_jax.data import agreement
 from rlhf_jax.data.records import Ranking
-from rlhf_jax.feedback import agreement
 
 TEXTS = ('a', 'b', 'c')
 
@@ -22,7 +22,8 @@ def ranked(labeler, ranks, prompt='p'):
   ((1, 1, 1), (1, 2, 3), (0, 0)),
   ((1, 4, 9), (1, 2, 3), (3, 3))])  # only the order counts
 def test_ordered_alike(first, second, expected):
-  alike, told = agreement.ordered_alike([first, second])
+  _, signs = agreement.signs([ranked('x', first), ranked('y', second)])
+  alike, told = agreement.ordered_alike(signs)
   assert (alike[0, 1], told[0, 1]) == (alike[1, 0], told[1, 0]) == expected
 
 
@@ -44,10 +45,31 @@ def test_only_labelers_that_count():
   assert told['agreement'] == 0 and told['pairs'] == 3
 
 
-def test_other_completions_of_the_same_prompt_are_another_set():
-  rankings = [ranked('x', (1, 2, 3)), Ranking('p', ('a', 'b', 'd'), (1, 2, 3), labeler='y')]
-  assert agreement.agreement(rankings) == {
+def test_only_the_completions_that_both_saw_are_compared():
+  rankings = [ranked('x', (1, 2, 3)), Ranking('p', ('d', 'b', 'a'), (1, 2, 3), labeler='y')]
+  told = agreement.agreement(rankings)  # x: a before b, y: b before a; the rest one of them saw
+  assert told == {'agreement': 0, 'agreement_ci': [0, 0], 'pairs': 1, 'prompts': 1}
+  apart = [ranked('x', (1, 2, 3)), Ranking('p', ('d', 'e'), (1, 2), labeler='y')]
+  assert agreement.agreement(apart) == {
     'agreement': None, 'agreement_ci': None, 'pairs': 0, 'prompts': 0}
+
+
+def test_the_order_in_which_completions_are_listed_does_not_matter():
+  # Files of pairs list the winner first: labelers who disagree list them the other way round.
+  pairs = [Ranking('p', ('a', 'b'), (1, 2), 'x'), Ranking('p', ('b', 'a'), (1, 2), 'y'),
+           Ranking('p', ('b', 'a'), (2, 1), 'z')]
+  told = agreement.agreement(pairs)
+  assert told['agreement'] == 1 / 3 and told['pairs'] == 3
+
+
+def test_the_pairs_of_one_labeler_are_one_opinion():
+  pairs = [Ranking('p', ('a', 'b'), (1, 2), 'x'), Ranking('p', ('b', 'c'), (1, 2), 'x'),
+           ranked('y', (1, 2, 3))]
+  assert agreement.agreement(pairs)['pairs'] == 2
+  assert agreement.agreement(pairs[:2])['pairs'] == 0
+  assert agreement.agreement([ranked('', (1, 2, 3)), ranked('', (3, 2, 1))])['pairs'] == 0
+  contradiction = [*pairs, Ranking('p', ('b', 'a'), (1, 2), 'x')]
+  assert agreement.agreement(contradiction)['pairs'] == 1
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_approximation():

@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Runs on a Slurm cluster: element i of the array does line i of LIST, the words after `python -m rlhf_jax`, for instance
+#   run experiments/quickstart.py --seed 0 --workdir /shared/runs/seed0
+# From the repository's root, which all nodes see, with .venv made (bash launch/test.sh makes it):
+#   sbatch --array=0-2 launch/slurm.sh LIST
+#   sbatch --array=0-2 --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh LIST     (one task a device)
+# With several tasks --multihost is added; the mesh is the line's own (--mesh -1,1,1). A task that dies ends the others.
+# Preempted, requeued or out of time, an element saves, is queued again and goes on where it was.
+#SBATCH --job-name=rlhf_jax
+#SBATCH --output=%x-%A_%a.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=TERM@120
+set -uo pipefail
+
+if [ $# -ne 1 ] || [ ! -f "$1" ]; then
+  echo "usage: sbatch --array=0-N launch/slurm.sh LIST   (a file of N + 1 lines)" >&2
+  exit 2
+fi
+number=$((${SLURM_ARRAY_TASK_ID:-0} + 1))
+read -ra words < <(sed -n "${number}p" "$1")
+if [ ${#words[@]} -eq 0 ]; then
+  echo "$1 has no line $number" >&2
+  exit 2
+fi
+[ "${SLURM_NTASKS:-1}" -gt 1 ] && words+=(--multihost)
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
+
+echo "$(date '+%F %T') job $SLURM_JOB_ID: rlhf_jax ${words[*]}"
+srun --kill-on-bad-exit=1 "$python" -m rlhf_jax "${words[@]}"
+code=$?
+# 143: told to stop, and saved. Where Slurm is not doing so already the job queues itself again.
+if [ $code -eq 143 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$SLURM_JOB_ID"
+fi
+exit $code

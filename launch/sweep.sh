@@ -1,0 +1,61 @@
+#!/usr/bin/env bash
+# The points of a sweep as jobs of their own: what they rest on is made first, then one job a point.
+#   launch/sweep.sh FILE WORKDIR [--dry-run] [SBATCH OPTION]...
+#   launch/sweep.sh experiments/kl_sweep.py /shared/runs/kl --gpus-per-node=1
+# With Slurm a job and, after it, an array (launch/slurm.sh); without it here, one after the other. --dry-run prints the
+# commands and starts nothing. The same command again makes what is missing.
+set -euo pipefail
+
+if [ $# -lt 2 ]; then
+  echo "usage: launch/sweep.sh FILE WORKDIR [--dry-run] [SBATCH OPTION]..." >&2
+  exit 2
+fi
+file=$1 workdir=$2 dry=
+shift 2
+if [ "${1:-}" = --dry-run ]; then
+  dry=1
+  shift
+fi
+python=.venv/bin/python
+[ -x "$python" ] || python=python3
+
+bases=$("$python" -c '
+import pathlib, sys
+from rlhf_jax.runtime import experiment as experiments
+found = experiments.load(pathlib.Path(sys.argv[1]))
+needed = experiments.references(found.runs[found.sweep.base]).values()
+print(*experiments.order(found, sorted(set(needed))))' "$file")
+points=$("$python" -m rlhf_jax sweep "$file" --list)
+
+show() { echo "$*"; }
+start() { [ -n "$dry" ] || "$@"; }
+if command -v sbatch >/dev/null; then
+  # Names hold no blanks, so a line of a list is the words of a command.
+  lists=$workdir/jobs
+  [ -n "$dry" ] || mkdir -p "$lists"
+  first="run $file $bases --workdir $workdir"
+  each=$(for point in $points; do echo "sweep $file --workdir $workdir --point $point"; done)
+  count=$(echo "$each" | wc -l)
+  echo "# $lists/bases"
+  echo "$first"
+  echo "# $lists/points"
+  echo "$each"
+  if [ -z "$dry" ]; then
+    echo "$first" >"$lists/bases"
+    echo "$each" >"$lists/points"
+  fi
+  show sbatch --parsable --array=0 "$@" launch/slurm.sh "$lists/bases"
+  job=$(start sbatch --parsable --array=0 "$@" launch/slurm.sh "$lists/bases")
+  show sbatch "--array=0-$((count - 1))" "--dependency=afterok:${job:-BASES}" "$@" launch/slurm.sh "$lists/points"
+  start sbatch "--array=0-$((count - 1))" "--dependency=afterok:${job:-BASES}" "$@" launch/slurm.sh "$lists/points"
+else
+  make() {
+    show "$python" -m rlhf_jax "$@"
+    start "$python" -m rlhf_jax "$@"
+  }
+  # shellcheck disable=SC2086
+  make run "$file" $bases --workdir "$workdir"
+  for point in $points; do
+    make sweep "$file" --workdir "$workdir" --point "$point"
+  done
+fi

@@ -1,0 +1,181 @@
+"""Layouts of published data sets: one function each, and where the files are to be had.
+
+In: a file being read. Out: records, each with its line. Left out: layouts that need no function of
+their own, hh_rlhf's among them (layouts.py). An empty completion of a ranking is no error: a model
+may end at once, and labelers have a view on that.
+"""
+
+import json
+import pathlib
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rlhf_jax.configs import BadInput
+from rlhf_jax.data import comparisons, layouts
+from rlhf_jax.data.files import LeftOut, Reading
+from rlhf_jax.data.records import Ranking, Record, Refused, check, from_row, show
+
+# Where the folders that experiments/ names below --data come from.
+PUBLISHED: Mapping[str, str] = {
+  'c4_wiki_demo': 'github.com/hiyouga/LLaMA-Factory, data/c4_demo.jsonl',
+  'tinystories_sample': 'github.com/ToonTalk/jlens-tinystories, out/corpora/tinystories_1000.json',
+  'tinyshakespeare': 'github.com/karpathy/char-rnn, data/tinyshakespeare/input.txt',
+  'self_instruct': 'github.com/yizhongw/self-instruct, data/seed_tasks.jsonl',
+  'dolly_open_qa': 'github.com/prp-e/chinkara-openqa-dataset, chinkara-open_qa.jsonl',
+  'hh_rlhf': 'github.com/anthropics/hh-rlhf, harmless-base and helpful-base, test.jsonl.gz',
+  'openai_summarize_comparisons': 'github.com/openai/summarize-from-feedback, comparisons '
+                                  '(some batches in github.com/redwoodresearch/mlab)',
+  'mt_bench_votes': 'huggingface.co/datasets/lmsys/mt_bench_human_judgments, without the answers',
+  'mt_bench_answers': 'github.com/lm-sys/FastChat, fastchat/llm_judge/data/mt_bench',
+}
+_ANSWERS = 'mt_bench_answers'
+
+
+def self_instruct(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Self-instruct tasks (Wang et al., 2022): instruction, instances of input and output."""
+  def make(row: Any) -> Iterator[Record]:
+    instruction = _get(row, 'instruction', str)
+    category = 'classification' if row.get('is_classification') is True else ''
+    for index, instance in enumerate(_get(row, 'instances', list)):
+      check(f'instances[{index}]', instance, dict)
+      given = _get(instance, 'input', str, f'instances[{index}].')
+      prompt = f'{instruction}\n\n{given}' if given.strip() else instruction
+      response = _get(instance, 'output', str, f'instances[{index}].')
+      yield from_row('demonstrations', {'prompt': prompt, 'response': response.strip(),
+                                        'category': category})
+  return reading.each(make)
+
+
+def dolly(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """{"text": "### Human: … ### Assistant: …"}, one question and its answer."""
+  def make(row: Any) -> Iterator[Record]:
+    text = _get(row, 'text', str)
+    found = re.fullmatch(r'\s*### Human:(.*?)### Assistant:(.*)', text, re.DOTALL)
+    if not found:
+      raise Refused('not a dialogue', 'text', "'### Human: … ### Assistant: …'", show(text),
+                    'write both marks')
+    question, answer = (part.strip() for part in found.groups())
+    if not question:
+      raise Refused('empty prompt', 'text', "a question after '### Human:'", show(text),
+                    'leave the row out')
+    prompt = layouts.chat(f'Human: {question}{layouts.TURN}')
+    yield from_row('demonstrations', {'prompt': prompt, 'response': answer})
+  return reading.each(make)
+
+
+def hh_rlhf(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """{"chosen", "rejected"}: whole dialogues that differ in the last turn (Bai et al., 2022).
+
+  The files name no labeler, so neither do the rankings.
+  """
+  return reading.each(lambda row: [layouts.record('rankings', {
+    name: _get(row, name, str) for name in ('chosen', 'rejected')})])
+
+
+def openai_summarize(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Comparisons of two summaries of a post (Stiennon et al., 2020), put back together."""
+  return comparisons.put_back(reading, reading.each(lambda row: [_comparison(row)]))
+
+
+def _comparison(row: Any) -> Ranking:
+  info, summaries = _get(row, 'info', dict), _get(row, 'summaries', list)
+  choice, labeler = _get(row, 'choice', int), _get(row, 'worker', str)
+  if len(summaries) != 2:
+    raise Refused('not two summaries', 'summaries', 'two summaries', str(len(summaries)),
+                  'give each row one pair')
+  if choice not in (0, 1):
+    raise Refused('choice out of range', 'choice', '0 or 1', str(choice), 'name the better summary')
+  texts = []
+  for index, summary in enumerate(summaries):
+    check(f'summaries[{index}]', summary, dict)
+    texts.append(_get(summary, 'text', str, f'summaries[{index}].').strip())
+  if texts[0] == texts[1]:
+    raise Refused('equal completions', 'summaries', 'two different texts', show(texts[0]),
+                  'leave the row out')
+  body = 'article' if 'article' in info else 'post'
+  text = _get(info, body, str, 'info.').strip()
+  title = _get(info, 'title', str, 'info.').strip() if info.get('title') is not None else ''
+  if not text:
+    raise Refused('empty prompt', f'info.{body}', 'some text', '""', 'leave the row out')
+  prompt = (f'TITLE: {title}\n\n' if title else '') + f'{body.upper()}: {text}\n\nTL;DR:'
+  return Ranking(prompt, (texts[choice], texts[1 - choice]), (1, 2), labeler)
+
+
+def pairs(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Any rankings with 'labeler', pairs above all: those of one labeler and prompt put together."""
+  def make(row: Any) -> Iterator[Ranking]:
+    ranking = layouts.record('rankings', row)
+    if not ranking.labeler:
+      raise Refused('no labeler', 'labeler', 'the name of who compared', 'none',
+                    'name the labeler of each row, or let the pairs stay pairs without this reader')
+    yield ranking
+  return comparisons.put_back(reading, reading.each(make))
+
+
+def mt_bench(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Votes on two models' answers (Zheng et al., 2023), put back together: the judge is the labeler.
+
+  {"judge", "question_id", "turn", "model_a", "model_b", "winner": "model_a", "model_b", "tie" or
+  "tie (…)"}. The questions and answers are in the folder mt_bench_answers beside that of the votes.
+  Second turns are left out: each model's answers a conversation of its own there, and rankings have
+  one prompt.
+  """
+  questions, given = _mt_bench_texts(reading.path)
+
+  def make(row: Any) -> Iterator[Ranking]:
+    number, turn = _get(row, 'question_id', int), _get(row, 'turn', int)
+    models = [_get(row, name, str) for name in ('model_a', 'model_b')]
+    judge, winner = _get(row, 'judge', str), _get(row, 'winner', str)
+    if winner not in ('model_a', 'model_b', 'tie') and not winner.startswith('tie ('):
+      raise Refused('unknown winner', 'winner', "'model_a', 'model_b', 'tie' or 'tie (…)'",
+                    show(winner), 'correct the vote')
+    if turn != 1:
+      raise LeftOut('not of the first turn')
+    if number not in questions or any((model, number) not in given for model in models):
+      raise LeftOut('no question or answer')
+    texts = tuple(given[model, number] for model in models)
+    if texts[0] == texts[1]:
+      raise LeftOut('equal completions')
+    ranks = {'model_a': (1, 2), 'model_b': (2, 1)}.get(winner, (1, 1))
+    prompt, category = questions[number]
+    yield Ranking(prompt, texts, ranks, judge, category)
+  return comparisons.put_back(reading, reading.each(make))
+
+
+def answers(path: pathlib.Path) -> list[pathlib.Path]:
+  """The files of questions and answers that the votes in `path` are about."""
+  return sorted((path.parent.parent / _ANSWERS).glob('*.jsonl'))
+
+
+def _mt_bench_texts(path: pathlib.Path) -> tuple[dict[int, tuple[str, str]],
+                                                 dict[tuple[str, int], str]]:
+  """({question: (prompt, category)}, {(model, question): answer}), first turns."""
+  questions, given = {}, {}
+  files = answers(path)
+  if not any(file.name == 'question.jsonl' for file in files):
+    raise BadInput(f'{path.parent.parent / _ANSWERS}: expected question.jsonl and a file of '
+                   f'answers a model; published: {PUBLISHED[_ANSWERS]}')
+  for file in files:
+    for line, row in Reading(file).values():
+      try:
+        number = _get(row, 'question_id', int)
+        if file.name == 'question.jsonl':
+          questions[number] = _get(row, 'turns', list)[0], row.get('category') or ''
+        else:
+          turns = _get(row, 'choices', list)[0]['turns']
+          given[_get(row, 'model_id', str), number] = turns[0].strip()
+      except (Refused, LookupError, TypeError, AttributeError) as error:
+        raise BadInput(f'{file}:{line}: expected a question or an answer of MT-bench, found '
+                       f'{show(json.dumps(row))}') from error
+  return questions, given
+
+
+def _get(row: Any, name: str, wanted: type, inside: str = '') -> Any:
+  """Field `name` of a JSON object, which must be a `wanted`. Raises: Refused."""
+  check(inside.rstrip('.') or 'the row', row, dict)
+  if name not in row:
+    raise Refused('missing field', inside + name, 'this field', f'only {", ".join(map(repr, row))}',
+                  'is the reader the right one?')
+  check(inside + name, row[name], wanted)
+  return row[name]

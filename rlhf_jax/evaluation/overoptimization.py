@@ -1,0 +1,141 @@
+"""Over-optimisation: how the judge's score grows and falls with the distance from the start.
+
+  d = √KL(π ‖ π_start);   best-of-n  R(d) = d·(α − β·d);   RL  R(d) = d·(α − β·ln d)
+                                                       (Gao, Schulman, Hilton 2022, §3)
+In: scores re-centred on the start, KL in nats. Out: α, β, R², the peak, with intervals by
+bootstrap. Both forms are linear in (α, β), so a fit is least squares and has no starting point.
+Left out: what the coefficients become with model size.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import scipy.optimize
+
+RESAMPLES = 1000
+LEAST = 4  # points that two coefficients are fitted to
+
+
+def curve(form: str, d: np.ndarray, alpha: float, beta: float) -> np.ndarray:
+  """R(d), 0 at d = 0."""
+  first, second = _columns(form, np.asarray(d, np.float64))
+  return alpha * first + beta * second
+
+
+def peak(form: str, alpha: float, beta: float) -> tuple[float, float] | None:
+  """(d*, R(d*)) of the maximum; None where the form has none (β ≤ 0, or α ≤ 0 of best-of-n)."""
+  if beta <= 0 or (form == 'bon' and alpha <= 0):
+    return None
+  if form == 'bon':
+    return alpha / (2 * beta), alpha**2 / (4 * beta)
+  if alpha / beta > 700:  # e to that is no float
+    return None
+  d = float(np.exp(alpha / beta - 1))
+  return d, beta * d
+
+
+def fit(form: str, kl: np.ndarray, score: np.ndarray, seeds: Sequence[int]
+        ) -> dict[str, Any] | None:
+  """Least squares over all points of a curve, with 95 % intervals.
+
+  Prompts and seeds are both redrawn, each with replacement: every number rests on both.
+
+  Args:
+    form: 'rl' or 'bon'.
+    kl, score: [M, P], nats and score above the start's, of each point and prompt; a row that is
+      one number throughout has no error of its own (best-of-n's KL).
+    seeds: [M], which run a point is of.
+
+  Returns:
+    {'form', 'alpha', 'alpha_ci', 'beta', 'beta_ci', 'r2', 'points', 'prompts', 'seeds', 'peak',
+    'farthest'}; None for fewer than LEAST points away from the start, or all at one distance.
+    R² is centred, None where all scores are alike. 'peak' is None or
+    {'d', 'd_ci', 'score', 'score_ci', 'reached', 'share'}: an end of d_ci is None where the maximum
+    lies nowhere in that resample, 'reached' says whether d* was gone beyond, 'share' is that of the
+    resamples whose maximum was.
+  """
+  kl, score, seeds = np.asarray(kl, float), np.asarray(score, float), np.asarray(seeds)
+  d, mean = _distance(kl.mean(axis=1)), score.mean(axis=1)
+  if np.sum(d > 0) < LEAST:
+    return None
+  random = np.random.Generator(np.random.PCG64(0))
+  prompts = random.multinomial(kl.shape[1], np.full(kl.shape[1], 1 / kl.shape[1]), RESAMPLES)
+  known = np.unique(seeds)
+  drawn = random.multinomial(len(known), np.full(len(known), 1 / len(known)), RESAMPLES)
+  weights = drawn[:, np.searchsorted(known, seeds)].astype(float)  # [resamples, M]
+  shares = prompts / kl.shape[1]
+  alphas, betas = _solve(form, _distance(shares @ kl.T), shares @ score.T, weights)
+  (alpha,), (beta,) = _solve(form, d[None], mean[None], np.ones((1, len(d))))
+  if not np.isfinite(alpha + beta):
+    return None
+  missed = np.sum((mean - curve(form, d, alpha, beta))**2)
+  varied = np.sum((mean - mean.mean())**2)
+  return {
+    'form': form, 'alpha': float(alpha), 'alpha_ci': _interval(alphas), 'beta': float(beta),
+    'beta_ci': _interval(betas), 'r2': float(1 - missed / varied) if varied else None,
+    'points': len(d), 'prompts': kl.shape[1], 'seeds': len(known), 'farthest': float(d.max()),
+    'peak': _peak(form, alpha, beta, alphas, betas, float(d.max()))}
+
+
+def gold_units(proxies: np.ndarray, gold: np.ndarray) -> float:
+  """How many of the judge's units one of the reward model's is worth.
+
+  The factor c for which σ(c·(r_a − r_b)) predicts σ(g_a − g_b) best in cross-entropy, on pairs of
+  samples of the start (Gao et al. 2022 rescale their proxies so).
+
+  Args:
+    proxies, gold: [P, N]; samples 2i and 2i+1 of a prompt are a pair.
+  """
+  even = proxies.shape[1] // 2 * 2
+  pairs = [np.ravel(values[:, 0:even:2] - values[:, 1:even:2]) for values in (proxies, gold)]
+  reward, wanted = pairs[0], 1 / (1 + np.exp(-pairs[1]))
+  if not reward.size or not np.any(reward):
+    return 1.0
+  loss = lambda c: np.mean(np.logaddexp(0, c * reward) - wanted * c * reward)
+  return float(scipy.optimize.minimize_scalar(loss).x)
+
+
+def _columns(form: str, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """What α and β multiply."""
+  if form == 'bon':
+    return d, -d * d
+  return d, -d * np.log(np.where(d > 0, d, 1.0))
+
+
+def _distance(kl: np.ndarray) -> np.ndarray:
+  # k1 is signed: near the start its mean may be below 0.
+  return np.sqrt(np.maximum(kl, 0.0))
+
+
+def _solve(form: str, d: np.ndarray, score: np.ndarray, weights: np.ndarray
+           ) -> tuple[np.ndarray, np.ndarray]:
+  """Weighted least squares of each row: α and β [B] from [B, M]; NaN where they are not told
+  apart.
+  """
+  first, second = _columns(form, d)
+  total = lambda x: np.sum(weights * x, axis=1)
+  aa, ab, bb = total(first * first), total(first * second), total(second * second)
+  ya, yb, determinant = total(first * score), total(second * score), aa * bb - ab * ab
+  determinant = np.where(determinant > 1e-12 * aa * bb, determinant, np.nan)
+  return (bb * ya - ab * yb) / determinant, (aa * yb - ab * ya) / determinant
+
+
+def _interval(values: np.ndarray) -> list[float] | None:
+  values = values[np.isfinite(values)]
+  return [float(v) for v in np.quantile(values, [0.025, 0.975])] if values.size else None
+
+
+def _peak(form: str, alpha: float, beta: float, alphas: np.ndarray, betas: np.ndarray,
+          farthest: float) -> dict[str, Any] | None:
+  """Where the fitted curve turns, see `fit`."""
+  found = peak(form, alpha, beta)
+  if found is None:
+    return None
+  told = [peak(form, a, b) for a, b in zip(alphas, betas, strict=True) if np.isfinite(a + b)]
+  places = np.array([np.inf if one is None else one[0] for one in told])
+  heights = np.array([one[1] for one in told if one is not None])
+  ends = np.quantile(places, [0.025, 0.975], method='nearest')
+  return {'d': found[0], 'd_ci': [float(v) if np.isfinite(v) else None for v in ends],
+          'score': found[1], 'score_ci': _interval(heights),
+          'reached': bool(found[0] < farthest), 'share': float(np.mean(places < farthest))}

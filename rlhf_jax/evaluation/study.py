@@ -1,0 +1,288 @@
+"""What a sweep found: from its points' rows to summary.json.
+
+In: `Made` points, measured as evaluation/along.py does, and their starts (start.py). Out: plain
+numbers: a variant (all that differs by seed alone) with intervals, fitted curves, a recommended
+KL coefficient, what no KL coefficient gives back, points that look unhealthy and why. Left out:
+files (runtime/tables.py) and figures (report/).
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from rlhf_jax.evaluation import judged, overoptimization, winrate
+
+RESAMPLES = 2000
+CURVE = 40  # places at which curves over √KL are told
+LAST = 0.25  # share of a run's updates that health is judged by
+# What a healthy run keeps. The first minibatch's ratio is 1 but for rounding, bfloat16's included;
+# a value model below 0 is worse than a constant; the other two are where a look is worth while.
+RATIO, CLIPPED, EXPLAINED, ENDED = 0.01, 0.2, 0.0, 0.1
+NOT_A_VARIANT, NOT_A_FAMILY = ('seed',), ('seed', 'kl_coef')
+# Means over prompts: measure -> its value in a row of an evaluation.
+BY_PROMPT = {
+  'win_rate': lambda row: (row['judgement'] or {}).get('win'),
+  'gold': lambda row: (row['judgement'] or {}).get('score'),
+  'proxy': lambda row: row['proxy'],
+  'kl': lambda row: row['kl'],
+  'kl_k3': lambda row: row['kl_k3'],
+  'response_length': lambda row: row['length'],
+  'eos_rate': lambda row: float(row['ended']),
+}
+# One number an evaluation: measure -> its name in the metrics.
+WHOLE = ('pretraining_loss', 'distinct_1', 'distinct_2', 'distinct_3', 'repetition', 'words',
+         'reward_accuracy', 'reward_ece')
+
+
+@dataclasses.dataclass(frozen=True)
+class Made:
+  """A point as it lies in its folder, finished or not."""
+  name: str
+  values: Mapping[str, Any]  # the sweep's fields
+  config: Mapping[str, Any]  # all fields of the run
+  start: str  # key of its start in `starts`
+  status: str  # 'finished', 'failed' or 'unfinished'
+  reason: str  # why it failed
+  seconds: float | None
+  metrics: Sequence[Mapping[str, Any]]  # one row an update
+  evaluations: Mapping[int, Sequence[Mapping[str, Any]]]  # step -> one row a prompt
+
+  @property
+  def last(self) -> Mapping[str, Any]:
+    """The metrics of the last step that was evaluated; {} if none was."""
+    steps = {row['step']: row for row in self.metrics}
+    return steps.get(max(self.evaluations, default=0), {})
+
+
+def summary(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+  """summary.json without what the runtime adds.
+
+  Args:
+    starts: key -> what evaluation/start.py found of it.
+  """
+  variants = [variant(group, starts[group[0].start]) for group in _groups(points)]
+  return {
+    'points': {point.name: _point(point) for point in points},
+    'variants': variants,
+    'starts': {key: {name: value for name, value in start.items() if name != 'baseline'}
+               for key, start in starts.items()},
+    'recommended': recommended(variants),
+    'alone': alone(variants),
+  }
+
+
+def variant(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any]:
+  """What the finished points that differ by seed alone say together, at their last step."""
+  values = {field: value for field, value in points[0].values.items()
+            if field not in NOT_A_VARIANT}
+  config = points[0].config
+  done = [point for point in points if point.status == 'finished' and point.evaluations]
+  gamma = config['ptx_coef'] if config['ptx_ratio'] else 0.0
+  entry: dict[str, Any] = {
+    'label': label(values), 'family': label(
+      {field: value for field, value in values.items() if field not in NOT_A_FAMILY}),
+    'values': values, 'beta': config['kl_coef'], 'gamma': gamma, 'reward': config['reward'],
+    'start': points[0].start, 'points': [point.name for point in points],
+    'finished': [point.name for point in done], 'measures': {}, 'fit': None, 'curves': {}}
+  if done:
+    entry['measures'] = _measures(done, start)
+    entry['prompts'] = len(done[0].evaluations[max(done[0].evaluations)])
+    entry |= _overoptimized(done, start)
+  return entry
+
+
+def label(values: Mapping[str, Any]) -> str:
+  """'β 0.02, no ptx'."""
+  parts = []
+  for field, value in values.items():
+    told = f'{value:g}' if isinstance(value, float | int) else str(value)
+    if field == 'ptx_ratio':
+      parts.append('ptx' if value == 1 else f'ptx ratio {told}' if value else 'no ptx')
+    else:
+      named = {'kl_coef': 'β', 'ptx_coef': 'γ', 'reward': ''}.get(field, field)
+      parts.append(f'{named} {told}'.strip())
+  return ', '.join(parts)
+
+
+def two_way(values: np.ndarray) -> tuple[float | None, list[float] | None]:
+  """Mean and 95 % interval, both seeds and prompts redrawn with replacement.
+
+  Args:
+    values: [seeds, prompts], NaN where a prompt has none.
+  """
+  there = np.isfinite(values)
+  if not there.any():
+    return None, None
+  filled, mean = np.where(there, values, 0.0), float(values[there].mean())
+  if filled[there].min() == filled[there].max() and mean in (0.0, 1.0):
+    return winrate.rate([mean] * int(there.any(axis=0).sum()))  # no prompt differs: Wilson
+  random = np.random.Generator(np.random.PCG64(0))
+  drawn = [random.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(float)
+           for size in values.shape]
+  sums, counts = (np.sum((drawn[0] @ x) * drawn[1], axis=1) for x in (filled, there.astype(float)))
+  means = sums[counts > 0] / counts[counts > 0]
+  return mean, [float(v) for v in np.quantile(means, [0.025, 0.975])]
+
+
+def unhealthy(point: Made) -> list[str]:
+  """What looks wrong with a run, in words; [] if nothing does."""
+  if point.status == 'failed':
+    return [point.reason]
+  rows = point.metrics[-max(1, round(LAST * len(point.metrics))):]
+  mean = lambda name: np.mean([row[name] for row in rows if row.get(name) is not None] or [np.nan])
+  ratios = [row['ratio_first'] for row in point.metrics if row.get('ratio_first') is not None]
+  worst = max(ratios, key=lambda ratio: abs(ratio - 1), default=1.0)
+  found = []
+  if abs(worst - 1) > RATIO:
+    found.append(f'the first minibatch’s ratio is {worst:.3f}, not 1: old and new '
+                 'log-probabilities are not of one policy')
+  if mean('clip_fraction') > CLIPPED:
+    found.append(f'clipping decides {mean("clip_fraction"):.0%} of the tokens: steps are too '
+                 'large')
+  if mean('explained_variance') < EXPLAINED:
+    found.append(f'explained variance is {mean("explained_variance"):.2f}: the value model is '
+                 'worse than a constant')
+  before = point.metrics[0].get('eos_rate') if point.metrics else None
+  if before is not None and mean('eos_rate') < before - ENDED:
+    found.append(f'responses that end fell from {before:.0%} to {mean("eos_rate"):.0%}')
+  return found
+
+
+def recommended(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+  """The variant whose win rate has the highest lower bound, and that of every family."""
+  told = [one for one in variants if 'win_rate' in one['measures']]
+  if not told:
+    return None
+  bound = lambda one: one['measures']['win_rate']['low']
+  best = lambda some: {key: max(some, key=bound)[key] for key in ('label', 'family', 'beta')} | {
+    'win_rate': max(some, key=bound)['measures']['win_rate']}
+  families = dict.fromkeys(one['family'] for one in told)
+  return best(told) | {'by_family': {family: best(
+    [one for one in told if one['family'] == family]) for family in families}}
+
+
+def alone(variants: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """For each variant with ptx: which β without it has as little alignment tax as any of its seeds.
+
+  Compared are variants that differ in β, γ and ptx_ratio alone.
+  """
+  others = lambda one: {field: value for field, value in one['values'].items()
+                        if field not in ('kl_coef', 'ptx_coef', 'ptx_ratio')}
+  taxed = [one for one in variants if 'tax' in one['measures']]
+  entries = []
+  for one in taxed:
+    rivals = [other for other in taxed if other['gamma'] == 0 and others(other) == others(one)]
+    if one['gamma'] > 0 and rivals:
+      allowed = one['measures']['tax']['high']
+      entries.append({
+        'label': one['label'], 'tax': one['measures']['tax'],
+        'win_rate': one['measures'].get('win_rate'),
+        'without': [{'label': other['label'], 'beta': other['beta'],
+                     'tax': other['measures']['tax'],
+                     'win_rate': other['measures'].get('win_rate'),
+                     'gives_back': other['measures']['tax']['mean'] <= allowed}
+                    for other in sorted(rivals, key=lambda other: other['beta'])]})
+  return entries
+
+
+def _groups(points: Sequence[Made]) -> list[list[Made]]:
+  """Points that differ by seed alone, together, in the order in which they first come."""
+  groups: dict[str, list[Made]] = {}
+  for point in points:
+    key = repr([(field, value) for field, value in point.values.items()
+                if field not in NOT_A_VARIANT] + [point.start])
+    groups.setdefault(key, []).append(point)
+  return list(groups.values())
+
+
+def _point(point: Made) -> dict[str, Any]:
+  return {
+    'values': dict(point.values), 'status': point.status, 'reason': point.reason,
+    'steps': len(point.metrics), 'seconds': point.seconds, 'start': point.start,
+    'evaluated': sorted(point.evaluations), 'unhealthy': unhealthy(point), 'last': dict(point.last)}
+
+
+def _measures(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any]:
+  """Measure -> {'mean', 'low', 'high', 'n', 'over'} at the last step of the points."""
+  rows = [point.evaluations[max(point.evaluations)] for point in points]
+  taken = dict(BY_PROMPT)
+  flags = {flag for some in rows for row in some for flag in (row['judgement'] or {}).get(
+    'flags', {})}
+  for flag in sorted(flags):
+    taken[judged.rate_name(flag)] = lambda row, flag=flag: judged.flagged(row, flag)
+  told: dict[str, Any] = {}
+  for name, value in taken.items():
+    found = _matrix(rows, value)
+    mean, interval = two_way(found)
+    if mean is not None:
+      told[name] = {'mean': mean, 'low': interval[0], 'high': interval[1],
+                    'n': int(np.isfinite(found).sum()), 'over': 'seeds and prompts'}
+  for name in WHOLE:
+    values = [point.last[name] for point in points if point.last.get(name) is not None]
+    if values:
+      told[name] = {'mean': float(np.mean(values)), 'low': min(values), 'high': max(values),
+                    'n': len(values), 'over': 'seeds'}
+  base = start['metrics'].get('pretraining_loss')
+  if base is not None and 'pretraining_loss' in told:
+    told['tax'] = told['pretraining_loss'] | {
+      key: told['pretraining_loss'][key] - base for key in ('mean', 'low', 'high')}
+  return told
+
+
+def _matrix(rows: Sequence[Sequence[Mapping[str, Any]]], value: Any) -> np.ndarray:
+  """[seeds, prompts] of one number a row, NaN for None."""
+  found = [[value(row) for row in some] for some in rows]
+  return np.array([[np.nan if x is None else float(x) for x in some] for some in found])
+
+
+def _overoptimized(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any]:
+  """'fit' of the RL form, and 'curves' over √KL with bands over seeds."""
+  stacked: dict[str, list[np.ndarray]] = {}
+  seeds, paths = [], []
+  units = start.get('gold_units') or 1.0
+  for number, point in enumerate(points):
+    path: dict[str, list[float]] = {'d': [0.0], 'gold': [0.0], 'proxy': [0.0]}
+    for _, rows in sorted(point.evaluations.items()):
+      told = {name: _matrix([rows], BY_PROMPT[name])[0] for name in ('kl', 'gold', 'proxy')}
+      for name in ('gold', 'proxy'):
+        told[name] = told[name] - np.asarray(start['baseline'].get(name, 0.0), float)
+      told['proxy'] = told['proxy'] * units
+      for name, values in told.items():
+        stacked.setdefault(name, []).append(values)
+      seeds.append(number)
+      path['d'].append(float(np.sqrt(max(told['kl'].mean(), 0.0))))
+      path['gold'].append(float(told['gold'].mean()))
+      path['proxy'].append(float(told['proxy'].mean()))
+    paths.append(path)
+  judged_all = np.isfinite(stacked['gold']).all()
+  fit = overoptimization.fit('rl', np.array(stacked['kl']), np.array(stacked['gold']),
+                             seeds) if judged_all else None
+  if fit is not None:
+    fit['curve'] = _fitted(fit)
+  return {'fit': fit, 'paths': paths, 'curves': _bands(paths, ('gold', 'proxy') if judged_all
+                                                       else ('proxy',))}
+
+
+def _fitted(fit: Mapping[str, Any]) -> dict[str, list[float]]:
+  """The fitted curve, as far as was gone."""
+  d = np.linspace(0.0, fit['farthest'], CURVE)
+  score = overoptimization.curve(fit['form'], d, fit['alpha'], fit['beta'])
+  return {'d': d.tolist(), 'score': score.tolist()}
+
+
+def _bands(paths: Sequence[Mapping[str, Sequence[float]]], names: Sequence[str]) -> dict[str, Any]:
+  """{'d', NAME: {'mean', 'low', 'high'}}: linear between the evaluations of each seed, as far as
+  all of them went; low and high are the lowest and highest seed.
+  """
+  d = np.linspace(0.0, min(max(path['d']) for path in paths), CURVE)
+  told: dict[str, Any] = {'d': d.tolist()}
+  for name in names:
+    lines = []
+    for path in paths:
+      order = np.argsort(path['d'])
+      lines.append(np.interp(d, np.array(path['d'])[order], np.array(path[name])[order]))
+    told[name] = {key: function(lines, axis=0).tolist() for key, function in (
+      ('mean', np.mean), ('low', np.min), ('high', np.max))}
+  return told

@@ -1,0 +1,80 @@
+"""A model wherever it lies: a finished run of a workdir, or a Hugging Face folder.
+
+Enter: a path. Leave: a Parent; configuration and tokenizer come with it.
+Left out: what training needs of a run besides its model (checkpoint.py).
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+from rlhf_jax.configs import BadInput
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.model import huggingface
+from rlhf_jax.runtime import checkpoint, workdir
+from rlhf_jax.stages.stage import Parent
+
+
+def load(path: Path, mesh: Any = None, weights: str = 'params') -> Parent:
+  """The model at `path`: DIR/RUN of a workdir, or a folder with config.json, *.safetensors and
+  tokenizer.json.
+
+  Args:
+    mesh: where the parameters are laid out as they are read; None: those of a folder on one
+      device, those of a run as numpy arrays.
+    weights: 'params' or 'ema'; a folder has no averages.
+
+  Raises:
+    BadInput: there is no model, it is damaged or not known, or its tokenizer has more ids than its
+      embedding has rows.
+  """
+  if _is_run(path):
+    return checkpoint.load_parent(path, weights, mesh)
+  described = _described(path)
+  tokenizer = Tokenizer.from_file(path / 'tokenizer.json')
+  if tokenizer.vocabulary > described.model.vocabulary:
+    raise BadInput(f'{path}: tokenizer.json has {tokenizer.vocabulary} ids, the embedding of '
+                   f'config.json {described.model.vocabulary}; they are not of one model')
+  return Parent(described.model, tokenizer, huggingface.load(path, described, mesh), None, path)
+
+
+def kind(path: Path) -> str:
+  """'policy' or 'reward', from the small files alone. Raises BadInput where there is no model."""
+  if _is_run(path):
+    there = workdir.read_json(path / 'model' / 'model.json')
+    if there is None:
+      raise BadInput(f'{path}: holds no finished model; finish that run, or name another folder')
+    return there['kind']
+  return _described(path).kind
+
+
+def fingerprint(path: Path) -> str:
+  """A hash that changes with the model: of a run its own, of a folder one of its small files and
+  of the sizes of all.
+  """
+  if _is_run(path):
+    return (workdir.read_json(path / 'config.json') or {}).get('hash', '')
+  digest = hashlib.sha256()
+  for file in sorted(path.glob('*')):
+    if file.suffix in ('.json', '.safetensors', '.jinja'):
+      digest.update(f'{file.name} {file.stat().st_size}'.encode())
+      with file.open('rb') as opened:  # of weights the header and the first tensors
+        digest.update(opened.read(1 << 20))
+  return digest.hexdigest()[:16]
+
+
+def _is_run(path: Path) -> bool:
+  if not path.is_dir():
+    raise BadInput(f'{path}: expected the folder of a model or of a finished run, found '
+                   f'{"a file" if path.exists() else "nothing there"}')
+  there = workdir.read_json(path / 'config.json') if huggingface.is_model(path) else None
+  return there is not None and there.get('kind') in workdir.KINDS
+
+
+def _described(path: Path) -> huggingface.Description:
+  if not huggingface.is_model(path):
+    runs = sorted(p.parent.name for p in path.glob('*/finished.json'))
+    hint = f'; its runs are {", ".join(f"{path}/{run}" for run in runs)}' if runs else ''
+    raise BadInput(f'{path}: expected config.json of a model, found none{hint}')
+  return huggingface.describe(path)
+

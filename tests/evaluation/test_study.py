@@ -1,0 +1,162 @@
+"""What is made of a sweep's points: by hand, and where the answer is known."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rlhf_jax.evaluation import study
+
+DICE = np.random.default_rng(0)
+PROMPTS = 60
+
+
+def row(win=1.0, gold=0.5, proxy=0.2, kl=1.0, **flags):
+  return {'judgement': {'win': win, 'score': gold, 'flags': flags}, 'proxy': proxy, 'kl': kl,
+          'kl_k3': kl, 'length': 9, 'ended': True}
+
+
+def made(name='a', seed=0, kl_coef=0.1, ptx=0.0, status='finished', evaluations=None, last=(),
+         **changes):
+  """A point of four updates, evaluated after the first and the last."""
+  metrics = [{'step': step, 'ratio_first': 1.0, 'clip_fraction': 0.01, 'explained_variance': 0.5,
+              'eos_rate': 0.99} | changes for step in (1, 2, 3, 4)]
+  metrics[-1] |= dict(last)
+  return study.Made(
+    name=name, values={'kl_coef': kl_coef, 'ptx_ratio': ptx, 'seed': seed},
+    config={'kl_coef': kl_coef, 'ptx_coef': 2.0, 'ptx_ratio': ptx, 'reward': 'reward'},
+    start='sft', status=status, reason='it was NaN' if status == 'failed' else '', seconds=1.0,
+    metrics=metrics, evaluations=evaluations or {s: [row() for _ in range(PROMPTS)]
+                                                 for s in (1, 4)})
+
+
+START = {'metrics': {'pretraining_loss': 0.8}, 'baseline': {'gold': 0.1, 'proxy': 0.0},
+         'gold_units': 2.0}
+
+
+def test_two_way_is_the_mean_and_as_wide_as_theory_says():
+  """Values = seed + prompt + noise: the variance of the mean is that of each over its number."""
+  seeds, prompts = 12, 300
+  values = DICE.normal(size=(seeds, 1)) * 0.3 + DICE.normal(size=(1, prompts)) + DICE.normal(
+    size=(seeds, prompts))
+  mean, (low, high) = study.two_way(values)
+  assert mean == pytest.approx(values.mean())
+  # Of what there is, not of what it was drawn from.
+  spread = np.sqrt(values.mean(axis=1).var() / seeds + values.mean(axis=0).var() / prompts)
+  assert (high - low) / (2 * 1.96) == pytest.approx(spread, rel=0.15)
+
+
+def test_two_way_leaves_out_what_is_not_there():
+  values = np.where(np.arange(40) < 20, np.nan, np.arange(40.0))[None]
+  mean, (low, high) = study.two_way(values)
+  assert mean == pytest.approx(29.5) and low < mean < high
+  assert study.two_way(np.full((2, 3), np.nan)) == (None, None)
+
+
+def test_two_way_of_prompts_that_all_agree_has_a_width():
+  assert study.two_way(np.zeros((3, 50)))[1] == pytest.approx([0, 3.8415 / (50 + 3.8415)], rel=1e-3)
+
+
+@pytest.mark.parametrize('values, told', [
+  ({'kl_coef': 0.02, 'ptx_ratio': 0.0}, 'β 0.02, no ptx'),
+  ({'kl_coef': 0.0, 'ptx_ratio': 1.0, 'ptx_coef': 3.0}, 'β 0, ptx, γ 3'),
+  ({'reward': 'reward_small', 'ptx_ratio': 8.0}, 'reward_small, ptx ratio 8'),
+  ({'policy_optimizer.learning_rate': 1e-3}, 'policy_optimizer.learning_rate 0.001')])
+def test_labels(values, told):
+  assert study.label(values) == told
+
+
+def test_a_variant_is_all_that_differs_by_seed_alone():
+  points = [made('a', 0), made('b', 1), made('c', 0, kl_coef=0.5), made('d', 2, status='failed')]
+  told = study.summary(points, {'sft': START})
+  assert [one['points'] for one in told['variants']] == [['a', 'b', 'd'], ['c']]
+  assert told['variants'][0]['finished'] == ['a', 'b']
+  assert told['variants'][0]['measures']['win_rate'] | {'low': 0} == {
+    'mean': 1, 'low': 0, 'high': 1, 'n': 2 * PROMPTS, 'over': 'seeds and prompts'}
+  assert 'baseline' not in told['starts']['sft']
+  assert told['points']['d']['status'] == 'failed'
+  assert told['points']['d']['unhealthy'] == ['it was NaN']
+
+
+def test_rates_are_over_the_prompts_to_which_they_apply():
+  rows = [row(hallucination=index < 3) if index < 12 else row() for index in range(PROMPTS)]
+  told = study.variant([made(evaluations={4: rows}), made('b', 1, evaluations={4: rows})], START)
+  rate = told['measures']['hallucination_rate']
+  assert rate['mean'] == pytest.approx(0.25) and rate['n'] == 24
+
+
+def test_curves_are_recentred_and_in_gold_units():
+  points = [made(seed=seed, evaluations={
+    step: [row(gold=0.1 + d + seed, proxy=3 * d, kl=d * d) for _ in range(PROMPTS)]
+    for step, d in ((1, 0.5), (4, 1.0 + seed))}) for seed in (0, 1)]
+  told = study.variant(points, START)
+  curves = told['curves']
+  assert curves['d'][0] == 0 and curves['d'][-1] == pytest.approx(1.0)  # as far as both went
+  assert curves['gold']['low'][-1] == pytest.approx(1.0)
+  assert curves['gold']['high'][-1] == pytest.approx(2.0)
+  assert curves['gold']['mean'][-1] == pytest.approx(1.5)
+  assert curves['proxy']['mean'][-1] == pytest.approx(6.0)
+  assert told['paths'][1]['d'] == pytest.approx([0, 0.5, 2.0])
+
+
+def test_the_fit_of_a_variant_finds_what_made_it():
+  def rows(d):
+    return [row(gold=0.1 + d * (0.9 - 0.4 * np.log(d)), kl=d * d) for _ in range(PROMPTS)]
+  told = study.variant([made(seed=seed, evaluations={
+    step: rows(0.5 * step) for step in range(1, 12)}) for seed in (0, 1)], START)
+  assert (told['fit']['alpha'], told['fit']['beta']) == pytest.approx((0.9, 0.4))
+  assert told['fit']['peak']['reached'] and told['fit']['seeds'] == 2
+  assert told['fit']['curve']['d'][-1] == pytest.approx(5.5)
+
+
+def test_the_recommended_variant_has_the_highest_lower_bound():
+  """Not the highest mean: few prompts that all win say less than many of which most do."""
+  sure = [row(win=float(index % 10 > 1)) for index in range(400)]
+  lucky = [row(win=float(index > 0)) for index in range(8)]
+  told = study.summary([made('a', kl_coef=0.1, evaluations={4: sure}),
+                        made('b', kl_coef=0.2, evaluations={4: lucky})], {'sft': START})
+  means = [one['measures']['win_rate']['mean'] for one in told['variants']]
+  assert means[1] > means[0]
+  assert told['recommended']['beta'] == 0.1
+  assert told['recommended']['by_family']['no ptx']['label'] == 'β 0.1, no ptx'
+
+
+def test_nobody_judged():
+  rows = [row() | {'judgement': None} for _ in range(PROMPTS)]
+  told = study.summary([made(evaluations={4: rows})], {'sft': START})
+  assert told['recommended'] is None
+  variant, = told['variants']
+  assert variant['fit'] is None and set(variant['curves']) == {'d', 'proxy'}
+  assert 'win_rate' not in variant['measures'] and variant['measures'][
+    'proxy']['mean'] == pytest.approx(0.2)
+
+
+def test_what_no_coefficient_gives_back():
+  losses = {('a', 0.1, 0.0): 0.9, ('b', 0.5, 0.0): 0.84, ('c', 0.1, 1.0): 0.8,
+            ('d', 2.0, 0.0): 0.81}
+  points = [made(name, seed, beta, ptx, last={'pretraining_loss': loss + 0.02 * seed})
+            for (name, beta, ptx), loss in losses.items() for seed in (0, 1)]
+  (entry,) = study.summary(points, {'sft': START})['alone']
+  assert entry['label'] == 'β 0.1, ptx'
+  assert entry['tax'] | {'n': 2} == pytest.approx(
+    {'mean': 0.01, 'low': 0.0, 'high': 0.02, 'n': 2, 'over': 'seeds'})
+  assert [(one['beta'], one['gives_back']) for one in entry['without']] == [
+    (0.1, False), (0.5, False), (2.0, True)]
+
+
+@pytest.mark.parametrize('changes, said', [
+  ({}, []), ({'ratio_first': 1.004}, []), ({'ratio_first': 1.3}, ['ratio is 1.300']),
+  ({'ratio_first': 0.5, 'clip_fraction': 0.4}, ['ratio is 0.500', '40% of the tokens']),
+  ({'explained_variance': -0.3}, ['explained variance is -0.30'])])
+def test_health(changes, said):
+  found = study.unhealthy(made(**changes))
+  assert len(found) == len(said)
+  assert all(words in text for words, text in zip(said, found, strict=True))
+
+
+def test_responses_that_no_longer_end():
+  point = made()
+  rows = [dict(one, eos_rate=rate) for one, rate in zip(point.metrics, (0.95, 0.9, 0.7, 0.6),
+                                                        strict=True)]
+  found, = study.unhealthy(dataclasses.replace(point, metrics=rows))
+  assert found == 'responses that end fell from 95% to 60%'

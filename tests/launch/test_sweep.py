@@ -1,0 +1,32 @@
+"""launch/sweep.sh: what it would start, and in which order."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[2]
+FILE = 'experiments/kl_sweep.py'
+
+
+def dry(path):
+  done = subprocess.run(['bash', 'launch/sweep.sh', FILE, 'runs/a', '--dry-run'], cwd=ROOT,
+                        capture_output=True, text=True, env=os.environ | {'PATH': path})
+  assert done.returncode == 0, done.stderr
+  return done.stdout.splitlines()
+
+
+def test_base_runs_first_then_a_job_a_point(tmp_path):
+  """With a Slurm that would say so if it were asked, and without one."""
+  here = f'{pathlib.Path(sys.executable).parent}:/usr/bin:/bin'
+  asked = tmp_path / 'asked'
+  sbatch = tmp_path / 'sbatch'
+  sbatch.write_text(f'#!/bin/sh\ntouch {asked}\n')
+  sbatch.chmod(0o755)
+  said = dry(f'{tmp_path}:{here}')
+  points = [line for line in said if line.startswith('sweep ')]
+  assert len(points) == len(set(points)) == 18
+  first, second = (line for line in said if line.startswith('sbatch'))
+  assert said[1] == f'run {FILE} gpt sft rankings reward --workdir runs/a'
+  assert '--array=0-17 --dependency=afterok:' in second and '--dependency' not in first
+  assert not asked.exists() and not (ROOT / 'runs' / 'a').exists()

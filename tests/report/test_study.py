@@ -1,0 +1,244 @@
+"""The page of a made-up sweep: every section, nothing fetched, figures as files, a browser's
+view.
+"""
+
+import csv
+import json
+import re
+import shutil
+import subprocess
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from rlhf_jax import report
+from rlhf_jax.evaluation import study
+from rlhf_jax.report import study as study_page
+from rlhf_jax.report import study_figures
+from rlhf_jax.runtime import tables
+
+PROMPTS = 24
+SECTIONS = ('overoptimization', 'coefficient', 'tax', 'training', 'samples', 'points')
+
+
+def made_up(folder, judge='judge'):
+  """A sweep's workdir with numbers from a hat: five β without ptx, one with it, two seeds."""
+  hat = np.random.default_rng(0)
+  points, names = [], {}
+  for beta, ptx in [(0.0, 0.0), (0.005, 0.0), (0.02, 0.0), (0.1, 0.0), (0.5, 0.0), (0.02, 1.0)]:
+    for seed in (0, 1):
+      name = f'kl_coef_{beta:g}-ptx_ratio_{ptx:g}-seed_{seed}'
+      names[name] = {'values': {'kl_coef': beta, 'ptx_ratio': ptx, 'seed': seed}, 'start': 's/r'}
+      points.append(one(hat, folder, name, beta, ptx, seed, judge))
+  n = (1, 2, 4, 8, 16)
+  best = [{'n': k, 'kl': np.log(k) - (k - 1) / k} | {
+    f'{measure}{end}': value + shift for measure, value in (
+      ('gold', 0.1 * np.log(k)), ('proxy', 0.3 * np.log(k)), ('win_rate', 0.5))
+    for end, shift in (('', 0), ('_low', -0.05), ('_high', 0.05), ('_plain', 0.01))} for k in n]
+  start = {'metrics': {'gold': 0.3, 'proxy': 0.0, 'win_rate': 0.5, 'pretraining_loss': 0.8,
+                       'evaluation_kl': 0.0}, 'best_of_n': best, 'fit': None, 'gold_units': 0.7,
+           'baseline': {'gold': 0.3, 'proxy': 0.0}}
+  told = {'base': 'ppo', 'grid': [{'kl_coef': [0.0]}], 'judge': judge,
+          'settings': {'spacing': 0.25, 'stand_in': 'second'}}
+  (folder / 'sweep.json').write_text(json.dumps(told | {'runs': names}))
+  tables.write(folder, points, {'s/r': start}, told)
+  return folder
+
+
+def one(hat, folder, name, beta, ptx, seed, judge):
+  """A point, and its evaluations as files."""
+  config = {'kl_coef': beta, 'ptx_coef': 1.0, 'ptx_ratio': ptx, 'reward': 'reward'}
+  values = {'kl_coef': beta, 'ptx_ratio': ptx, 'seed': seed}
+  failed = beta == 0.5 and seed == 1
+  metrics, evaluations = [], {}
+  for step in range(1, 41):
+    d = 2.5 * (1 - np.exp(-step / 12)) / (1 + 12 * beta)
+    metrics.append({'step': step, 'kl': d * d, 'score': d + 0.05 * hat.normal(), 'ratio_first': 1.0,
+                    'entropy': 1 - d / 10, 'clip_fraction': 0.01, 'eos_rate': 0.98,
+                    'explained_variance': -0.4 if beta == 0.1 and seed else 0.6})
+    if step == 1 or step % 8 == 0:
+      evaluations[step] = [answer(hat, index, d, judge) for index in range(PROMPTS)]
+      metrics[-1] |= {'gold': 0.3 + d, 'win_rate': 0.6, 'proxy': 0.9, 'evaluation_kl': d * d,
+                      'pretraining_loss': 0.8 + 0.02 * d * (1 - ptx), 'distinct_2': 0.4,
+                      'repetition': 0.1, 'reward_accuracy': 0.7, 'reward_ece': 0.05}
+  (folder / name / 'evaluations').mkdir(parents=True)
+  for step, rows in evaluations.items():
+    (folder / name / 'evaluations' / f'{step}.jsonl').write_text(''.join(
+      json.dumps(row) + '\n' for row in rows))
+  return study.Made(name, values, config, 's/r', 'failed' if failed else 'finished',
+                    'loss is nan at step 40' if failed else '', None if failed else 61.0, metrics,
+                    evaluations)
+
+
+def answer(hat, index, d, judge):
+  """A row of an evaluation."""
+  gold = 0.3 + d * (0.9 - 0.4 * np.log(max(d, 1e-9))) + 0.3 * hat.normal()
+  row = {'id': f'{index:05d}', 'prompt': f'<i>Ask</i> {index} ?', 'category': 'chat',
+         'response': f'It is {index} & more.', 'reference': 'A cat.', 'ended': True, 'length': 7,
+         'proxy': float(d + 0.2 * hat.normal()), 'kl': float(d * d), 'kl_k3': float(d * d)}
+  flags = {'refuses': index == 3, 'hallucination': index == 4} if index < 20 else {}
+  return row | {'judgement': {'score': float(gold), 'win': float(index % 3 > 0), 'flags': flags,
+                              'reference_score': 0.3} if judge else None}
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  made = made_up(tmp_path_factory.mktemp('sweep'))
+  report.write(made)
+  return made
+
+
+@pytest.fixture(scope='module')
+def page(folder):
+  return (folder / 'report.html').read_text('utf-8')
+
+
+def test_every_section_and_figure_is_there(page):
+  for section in SECTIONS:
+    assert f'<section id="{section}">' in page
+  assert page.count('<svg') == 5 == page.count('<figcaption>')
+  assert 'Not there' not in page
+
+
+def test_nothing_is_fetched(page, folder):
+  fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
+  assert all(name.startswith('figures/') and (folder / name).is_file() for name in fetched)
+  assert 'http' not in page and '@import' not in page and 'url(http' not in page
+
+
+def test_every_figure_says_n_and_what_its_band_is(page):
+  for caption in re.findall(r'<figcaption>(.*?)</figcaption>', page, re.S):
+    assert re.search(r'\bn\b', caption), caption
+    assert re.search(r'band|Bars', caption), caption
+
+
+def test_the_verdict_the_failed_and_the_unhealthy(page):
+  assert re.search(r'Recommended: β = [\d.]+ \(β', page)
+  assert 'Failed: kl_coef_0.5-ptx_ratio_0-seed_1.' in page
+  assert 'loss is nan at step 40' in page
+  assert '<b>kl_coef_0.1-ptx_ratio_0-seed_1</b>: explained variance is -0.40' in page
+  assert 'Does any β alone give back what β 0.02, ptx gives back?' in page
+
+
+def test_samples_stand_side_by_side_and_are_escaped(page):
+  assert '&lt;i&gt;Ask&lt;/i&gt; 0 ?' in page and 'It is 0 &amp; more.' in page
+  assert '<i>Ask' not in page
+  assert 'β 0, no ptx, β ' in page  # the smallest, the recommended, the largest
+  assert 'What the reward model likes best' in page
+
+
+def test_tables_sort_by_numbers(page):
+  assert page.count('<table class="sortable">') >= 3 and 'data-v="' in page
+
+
+def test_figures_are_files_too(folder):
+  names = {path.stem for path in (folder / 'figures').glob('*.svg')}
+  assert names == {'overoptimization', 'beta', 'tax_beta', 'tax', 'training'}
+  for name in names:
+    text = (folder / 'figures' / f'{name}.svg').read_text('utf-8')
+    assert text.startswith('<svg xmlns=') and 'background: white' in text
+    with (folder / 'figures' / f'{name}.csv').open(newline='') as file:
+      assert len(list(csv.DictReader(file))) > 4, name
+  with (folder / 'figures' / 'overoptimization.csv').open(newline='') as file:
+    rows = list(csv.DictReader(file))
+  assert {row['curve'] for row in rows} == {
+    'β 0, no ptx', 'β 0.005, no ptx', 'β 0.02, no ptx', 'β 0.1, no ptx', 'β 0.5, no ptx',
+    'β 0.02, ptx', 'best-of-n'}
+
+
+def test_the_runs_that_points_rest_on_have_a_page_of_their_own(tmp_path):
+  folder = made_up(tmp_path)
+  for name, kind in (('sft', 'Language'), ('kl_coef_0-ptx_ratio_0-seed_0', 'PPO')):
+    (folder / name).mkdir(exist_ok=True)
+    (folder / name / 'config.json').write_text(json.dumps({'kind': kind}))
+  assert 'href="runs.html"' in report.write(folder).read_text('utf-8')
+  runs = (folder / 'runs.html').read_text('utf-8')
+  assert '<td>sft</td>' in runs and 'kl_coef_0' not in runs
+
+
+def test_a_second_reward_model_is_told(tmp_path):
+  text = report.write(made_up(tmp_path, judge='second reward model')).read_text('utf-8')
+  assert 'There is no gold labeler here. A second reward model, second,' in text
+
+
+def test_without_a_judge_the_page_says_what_is_missing(tmp_path):
+  text = report.write(made_up(tmp_path, judge='')).read_text('utf-8')
+  assert 'There is no judge here' in text and 'Nothing is recommended' in text
+  assert 'Not there: a fit' in text
+
+
+def test_a_sweep_of_which_nothing_is_finished(tmp_path):
+  tables.write(tmp_path, [study.Made('a', {'kl_coef': 0.1}, {
+    'kl_coef': 0.1, 'ptx_coef': 1.0, 'ptx_ratio': 0.0, 'reward': 'r'}, 's', 'failed', 'a reason',
+    None, [], {})], {'s': {'metrics': {}, 'baseline': {}}}, {
+      'base': 'ppo', 'grid': [], 'judge': 'judge', 'settings': {'spacing': 0.25}})
+  text = report.write(tmp_path).read_text('utf-8')
+  assert 'a reason' in text and text.count('Not there') >= 4
+
+
+def test_colours_run_from_the_smallest_to_the_largest():
+  variants = [{'label': str(beta), 'beta': beta} for beta in (0.5, 0.0, 0.02)]
+  found = study_figures.colours(variants)
+  assert [found[name] for name in ('0.0', '0.02', '0.5')] == study_figures.ramp(3)
+  assert len(set(study_figures.ramp(20))) == 20
+  same = [{'label': name, 'beta': 0.0} for name in 'abc']
+  assert len(set(study_figures.colours(same).values())) == 3
+
+
+def test_csv_has_a_column_for_whatever_a_row_has():
+  assert study_page.as_csv([{'a': 1}, {'a': 2, 'b': 'x,y'}]) == 'a,b\n1,\n2,"x,y"\n'
+
+
+# ------------------------------------------------------------------------------------ a browser
+
+
+def browser(*words):
+  """Headless Chromium's output; skips where there is none."""
+  found = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))),
+               None)
+  if found is None:
+    pytest.skip('no Chromium: apt install chromium')
+  done = subprocess.run([found, '--headless', '--no-sandbox', '--disable-gpu', *words],
+                        capture_output=True, text=True, timeout=300)
+  assert done.returncode == 0, done.stderr[-2000:]
+  return done.stdout
+
+
+ASK = """<script>
+window.onerror = text => { document.title = 'error: ' + text; };
+const table = document.querySelector('#points table');
+const first = () => table.rows[1].cells[0].textContent;
+const before = first(); table.rows[0].cells[8].click(); const high = first();
+table.rows[0].cells[8].click(); const low = first();
+document.title = JSON.stringify({before, high, low, wide: document.documentElement.scrollWidth,
+  window: window.innerWidth, ink: getComputedStyle(document.body).color,
+  figures: [...document.querySelectorAll('figure svg')].map(x => x.clientHeight)});
+</script>"""
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('width', [1200, 500])
+def test_a_browser_opens_and_sorts_it(folder, tmp_path, width):
+  asking = tmp_path / 'asking.html'
+  asking.write_text((folder / 'report.html').read_text('utf-8').replace('</body>', ASK + '</body>'))
+  dom = browser(f'--window-size={width},900', '--dump-dom', asking.as_uri())
+  told = json.loads(re.search(r'<title>(.*?)</title>', dom, re.S)[1].replace('&quot;', '"'))
+  assert told['wide'] <= told['window']  # wide tables scroll by themselves
+  assert told['high'] != told['low'] and 'kl_coef_0-' in told['high'] and '0.5' in told['low']
+  assert len(told['figures']) == 5 and min(told['figures']) > 80
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('scheme', ['light', 'dark'])
+def test_it_reads_well_in_light_and_dark(folder, tmp_path, scheme):
+  """Paper and ink are far apart, in the text and in the figures, whose ink is the page's."""
+  picture = tmp_path / 'page.png'
+  flag = {'light': 1, 'dark': 0}[scheme]
+  browser(f'--blink-settings=preferredColorScheme={flag}', '--window-size=1200,2400',
+          f'--screenshot={picture}', (folder / 'report.html').as_uri())
+  grey = matplotlib.image.imread(picture)[:, :, :3].mean(axis=2)
+  paper = np.median(grey)
+  assert paper > 0.9 if scheme == 'light' else paper < 0.2
+  for part in (grey[:300], grey[400:1200]):
+    assert np.abs(part - paper).max() > 0.6

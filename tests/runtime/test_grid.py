@@ -1,0 +1,102 @@
+"""Sweep files: which points they name, and what is refused."""
+
+import pytest
+
+from rlhf_jax.__main__ import main
+from rlhf_jax.configs import BadInput
+from rlhf_jax.runtime import experiment, grid, overrides
+
+FILE = """
+from rlhf_jax.configs import *
+runs = {
+  'gpt': Language(steps=3),
+  'sft': Language(init_from='gpt'),
+  'reward': Reward(init_from='sft', data=(Source('rankings', ('r.jsonl',)),)),
+  'small': Reward(init_from='sft', data=(Source('rankings', ('r.jsonl',)),)),
+  'ppo': PPO(policy='sft', reward='reward', ptx_coef=3.0),
+}
+sweep = Sweep(SWEEP)
+"""
+GRID = "base='ppo', grid=({'kl_coef': (0.0, 0.02), 'seed': (0, 1)},)"
+
+
+@pytest.fixture
+def read(tmp_path):
+  def load(sweep):
+    file = tmp_path / 'mine.py'
+    file.write_text(FILE.replace('SWEEP', sweep))
+    return experiment.load(file)
+  return load
+
+
+def test_all_combinations_in_order(read):
+  found = grid.points(read(GRID))
+  assert list(found) == ['kl_coef_0-seed_0', 'kl_coef_0-seed_1', 'kl_coef_0.02-seed_0',
+                         'kl_coef_0.02-seed_1']
+  point = found['kl_coef_0.02-seed_1']
+  assert (point.config.kl_coef, point.config.seed, point.config.ptx_coef) == (0.02, 1, 3.0)
+  assert point.values == {'kl_coef': 0.02, 'seed': 1}
+
+
+def test_several_grids_are_joined_and_equal_points_are_one(read):
+  """A field that one grid leaves alone has the base run's value there."""
+  found = grid.points(read("""base='ppo', grid=(
+    {'kl_coef': (0.0, 0.1)}, {'kl_coef': (0.1,), 'ptx_coef': (3.0, 9.0)},
+    {'policy_optimizer.learning_rate': (1e-3,), 'reward': ('small',)})"""))
+  assert list(found) == ['kl_coef_0', 'kl_coef_0.1', 'kl_coef_0.1-ptx_coef_9',
+                         'policy_optimizer.learning_rate_0.001-reward_small']
+  assert found['kl_coef_0'].values == {
+    'kl_coef': 0.0, 'ptx_coef': 3.0, 'policy_optimizer.learning_rate': 9e-6, 'reward': 'reward'}
+  last = found['policy_optimizer.learning_rate_0.001-reward_small'].config
+  assert last.policy_optimizer.learning_rate == 1e-3 and last.policy_optimizer.warmup == 10
+  assert last.reward == 'small'
+
+
+@pytest.mark.parametrize('sweep, said', [
+  ("base='ppoo', grid=({'seed': (0,)},)", "sweep.base is 'ppoo', no PPO run of the file; did you"),
+  ("base='sft', grid=({'seed': (0,)},)", "sweep.base is 'sft', no PPO run"),
+  ("base='ppo'", 'sweep.grid is empty'),
+  ("base='ppo', grid=({'kl_cef': (0.1,)},)", "PPO has no field 'kl_cef'; did you mean kl_coef"),
+  ("base='ppo', grid=({'policy_optimizer.rate': (0.1,)},)", "Optimizer has no field 'rate'"),
+  ("base='ppo', grid=({'seed.x': (0.1,)},)", 'seed has no fields'),
+  ("base='ppo', grid=({'kl_coef': 0.1},)", 'sweep.grid.0.kl_coef is 0.1 (float); expected tuple'),
+  ("base='ppo', grid=({'kl_coef': ()},)", "'kl_coef' has no values"),
+  ("base='ppo', grid=({'kl_coef': ('x',)},)", "runs['ppo'].kl_coef is 'x' (str); expected float"),
+  ("base='ppo', grid=({'seed': (0.5,)},)", "runs['ppo'].seed is 0.5"),
+  ("base='ppo', grid=({'reward': ('sft',)},)", "names 'sft', a Language; expected Reward"),
+  ("base='ppo', grid={'seed': (0,)}", 'sweep.grid is'),
+  ("base='ppo', grid=({'seed': (0,)},), spacing=0.0", 'sweep.spacing is 0.0'),
+  ("base='ppo', grid=({'seed': (0,)},), samples=0", 'sweep.samples is 0'),
+  ("base='ppo', grid=({'seed': (0,)},), stand_in='sft'", "sweep.stand_in is 'sft', no Reward run"),
+  ("base='ppo', grid=({'kl_coef': (0.1, 0.10000001)},)", 'two points named'),
+  ("base='ppo', grids=()", "Sweep has no field 'grids'; did you mean grid"),
+])
+def test_what_is_refused(read, sweep, said):
+  with pytest.raises(BadInput) as error:
+    grid.points(read(sweep))
+  assert said in str(error.value) and 'mine.py' in str(error.value)
+
+
+def test_a_file_without_a_sweep(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text("from rlhf_jax.configs import *\nruns = {'gpt': Language()}\n")
+  with pytest.raises(BadInput, match='sets no `sweep`'):
+    grid.points(experiment.load(file))
+
+
+def test_a_run_may_not_have_a_name_that_a_sweep_keeps(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text(FILE.replace("'small'", "'start'").replace('SWEEP', GRID))
+  with pytest.raises(BadInput, match=r"runs\['start'\].*keeps this name"):
+    grid.points(experiment.load(file))
+
+
+def test_fields_of_runs_and_of_the_sweep_can_be_overridden(read):
+  changed = overrides.apply(read(GRID), [('ppo.updates', '7'), ('sweep.spacing', '0.5')])
+  assert changed.sweep.spacing == 0.5
+  assert {point.config.updates for point in grid.points(changed).values()} == {7}
+
+
+def test_list_names_the_points(read, capsys):
+  assert main(['sweep', str(read(GRID).file), '--list']) == 0
+  assert capsys.readouterr().out.split() == list(grid.points(read(GRID)))
