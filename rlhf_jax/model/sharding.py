@@ -23,9 +23,7 @@ RULES: Mapping[str, str | tuple[str, ...]] = {
   'heads': 'tensor',
   'kv_heads': 'tensor',
   'mlp': 'tensor',
-  # By vocabulary only: a table split along the width is gathered again for every decoded token.
-  'vocabulary': 'tensor'
-}
+  'vocabulary': 'tensor'}
 
 
 def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding.Mesh:

@@ -180,7 +180,8 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
     config, parents, place, judged.judge_rows))
   rows = {x.shape[0] for x in jax.tree.leaves(stage.batch_shapes)}
   sharding.check_divides(
-    mesh, transformer.sizes(stage.model) | {f'rows a step: {n} (batch)': n for n in rows})
+    mesh, transformer.sizes(stage.model) | {f'rows a step: {n} (batch)': n for n in rows}
+    | dict(stage.sizes))
   key = jax.random.key(config.seed)
   with jax.set_mesh(mesh):
     shapes = jax.eval_shape(stage.init, key, given)

@@ -183,4 +183,5 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
     export=lambda state: ({'params': state.model.params} |
                           ({'ema': state.model.ema}
                            if config.ema else {})), evaluate=evaluate, keep=keep, finish=finish,
-    tokens=config.batch * length, evaluate_every=config.evaluate_every, headline=('loss',))
+    tokens=config.batch * length, evaluate_every=config.evaluate_every, headline=('loss',),
+    sizes=stage.sizes({'microbatch': config.microbatch or config.batch}))

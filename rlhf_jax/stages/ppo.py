@@ -372,11 +372,9 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
                  value=stage.start(config.value_optimizer, value_params(value, params[role])))
 
   def freeze(params):
-    reference = sharding.in_compute_type(params['policy'], policy.compute)
-    frozen = {'reference': reference, 'reward': None}
-    if custom is None:
-      frozen['reward'] = sharding.in_compute_type(params['reward'], parents['reward'].model.compute)
-    return frozen
+    cast = sharding.in_compute_type
+    return {'reference': cast(params['policy'], policy.compute), 'reward': None if custom else
+            cast(params['reward'], parents['reward'].model.compute)}
 
   def export(state):
     return {'params': state.policy.params} | ({'ema': state.policy.ema} if config.ema else {})
@@ -390,4 +388,7 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
     evaluate=validation.evaluation(config, models, tokenizer, place, judge_rows),
     tokens=config.episodes * (config.prompt_length + config.response_length),
     evaluate_every=config.evaluate_every, headline=('score', 'kl'),
-    describe=functools.partial(validation.describe, config, tokenizer))
+    describe=functools.partial(validation.describe, config, tokenizer),
+    sizes=stage.sizes({'minibatch': config.minibatch, 'microbatch': config.microbatch or
+                       config.minibatch, 'episodes of each of rollout_chunks':
+                       config.episodes // config.rollout_chunks}, value=value))

@@ -210,4 +210,5 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
     evaluate=functools.partial(_evaluate, config, forward, heldout),
     finish=functools.partial(_finish, model, demonstrations),
     tokens=config.batch * config.k_max * length, evaluate_every=config.evaluate_every,
-    headline=('loss', 'accuracy'))
+    headline=('loss', 'accuracy'),
+    sizes=stage.sizes({'microbatch x k_max': (config.microbatch or config.batch) * config.k_max}))

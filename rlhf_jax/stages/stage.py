@@ -6,7 +6,7 @@ Left out: optimizers other than Adam (the paper uses no other).
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import configs
-from rlhf_jax.model import sharding
+from rlhf_jax.model import sharding, transformer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Stage:
   tokens: int = 0  # tokens a step at most, for throughput
   evaluate_every: int = 0
   headline: tuple[str, ...] = ('loss',)  # metrics of the progress line
+  sizes: Mapping[str, int] = dataclasses.field(default_factory=dict)  # that a mesh must divide, too
 
 
 @flax.struct.dataclass
@@ -174,3 +175,12 @@ def keep_best(state: State, value: chex.Array, larger: bool) -> State:
                         state.best['params'])
   return state.replace(
     best={'params': params, 'value': jnp.where(better, value, state.best['value'])})
+
+
+def sizes(rows: Mapping[str, int], **models: configs.Model) -> dict[str, int]:
+  """What a mesh must divide, as sharding.check_divides takes it: rows that lie side by side by the
+  name of their field, and models besides the one that is trained.
+  """
+  return {f'{name} (batch)': count for name, count in rows.items()} | {
+    f'{role} {name}': size for role, model in models.items()
+    for name, size in transformer.sizes(model).items()}

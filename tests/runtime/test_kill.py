@@ -106,18 +106,16 @@ def _flat(tree):
 
 
 def test_killed_again_and_again_ends_as_if_never_stopped(whole, environment, tmp_path):
-  """SIGKILL at random moments, each later than the last start by more than a restart takes."""
+  """SIGKILL at random moments, then left alone, however slow the machine is."""
   dice = random.Random(0)
-  kills = 0
-  while kills < 40:
+  for kills in range(11):
     process = start(tmp_path, environment)
     try:
-      process.communicate(timeout=dice.uniform(2, 7) + kills / 4)
+      process.communicate(timeout=dice.uniform(2, 7) + kills / 2 if kills < 10 else 600)
       break
     except subprocess.TimeoutExpired:
       process.kill()
       process.communicate()
-      kills += 1
   assert process.returncode == 0 and kills >= 2
   assert_same(whole, tmp_path)
 

@@ -87,3 +87,20 @@ def test_plain_arrays_stay_on_one_device(bench, tiny):
   """The eight fake devices of the tests are not used by what asks for no mesh."""
   state, _ = bench(tiny.LANGUAGE).step()
   assert {d for x in jax.tree.leaves(state) for d in x.devices()} == {jax.devices()[0]}
+
+
+@pytest.mark.parametrize(('name', 'change', 'word'), [
+  ('language', {'microbatch': 4}, 'microbatch'), ('ppo', {'minibatch': 4}, 'minibatch'),
+  ('ppo', {'microbatch': 2}, 'microbatch'), ('ppo', {'rollout_chunks': 4}, 'rollout_chunks')])
+def test_rows_that_a_mesh_does_not_divide_are_named(bench, stages, model, name, change, word):
+  mesh = sharding.make_mesh(configs.Mesh(2, 4, 1))
+  sharding.check_divides(mesh, bench(stages[name], model).stage.sizes)
+  made = bench(dataclasses.replace(stages[name], **change), model).stage
+  with pytest.raises(configs.BadInput, match=f'{word}.*not divided.*a multiple of 8'):
+    sharding.check_divides(mesh, made.sizes)
+
+
+def test_a_value_model_that_a_mesh_does_not_divide_is_named(bench, stages, tiny):
+  made = bench(stages['ppo'], tiny.MODEL).stage  # two kv_heads
+  with pytest.raises(configs.BadInput, match='value model'):
+    sharding.check_divides(sharding.make_mesh(configs.Mesh(1, 1, 8)), made.sizes)
