@@ -11,18 +11,17 @@ functions jitted apart. Last line: RESULT {json}.
 
 import argparse
 import functools
-import json
-import os
-import pathlib
-import resource
 import sys
-import time
+from collections.abc import Callable, Sequence
+from typing import Any
 
-os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-sys.path.insert(0, str(pathlib.Path(__file__).parents[2]))
+import work
+
+sys.path.insert(0, str(work.ROOT))
 
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 
 from rlhf_jax import configs
@@ -31,158 +30,183 @@ from rlhf_jax.objectives import policy as objective
 from rlhf_jax.stages import ppo
 from rlhf_jax.stages.stage import Parent
 
-SIZES = {
-  'tiny': {'layers': 4, 'width': 128, 'heads': 4, 'vocabulary': 512, 'context': 128},
-  'small': {'layers': 6, 'width': 384, 'heads': 6, 'vocabulary': 8192, 'context': 256}}
-EPISODES, PROMPT, RESPONSE = 64, 32, 48
+OPTIMIZER = configs.Optimizer(learning_rate=1e-5, schedule='constant')
 CONFIG = configs.PPO(
-  episodes=EPISODES, minibatch=16, epochs=1, updates=1000, kl_coef=0.05, ptx_coef=0.0,
-  ptx_ratio=0.0, prompt_length=PROMPT, response_length=RESPONSE, ema=0.0,
-  policy_optimizer=configs.Optimizer(learning_rate=1e-5, schedule='constant'),
-  value_optimizer=configs.Optimizer(learning_rate=1e-5, schedule='constant'))
+  episodes=64, minibatch=16, epochs=1, updates=1000, kl_coef=0.05, ptx_coef=0.0, ptx_ratio=0.0,
+  prompt_length=32, response_length=48, ema=0.0, policy_optimizer=OPTIMIZER,
+  value_optimizer=OPTIMIZER)
 
 
-class Endless:
-  """A tokenizer whose end token lies outside the vocabulary: every response has its full length."""
-  identity, pad = '', 0
-
-  def __init__(self, vocabulary: int):
-    self.eos, self.ends = vocabulary + 1, (vocabulary + 1,)
-
-
-def timed(function, repeats: int) -> float:
-  """Median seconds of a call that returns arrays, after one call to warm up."""
-  jax.block_until_ready(function())
-  walls = []
-  for _ in range(repeats):
-    started = time.perf_counter()
-    jax.block_until_ready(function())
-    walls.append(time.perf_counter() - started)
-  return float(np.median(walls))
-
-
-def matmul_rate(size: int = 2048, repeats: int = 5) -> float:
-  """FLOP/s of a large float32 matrix product on this machine, now."""
-  a = jax.random.normal(jax.random.key(0), (size, size))
-  product = jax.jit(jnp.matmul)
-  return 2 * size**3 / timed(lambda: product(a, a), repeats)
-
-
-def arithmetic(model: configs.Model) -> float:
+def arithmetic(model: configs.Model, config: configs.PPO = CONFIG) -> float:
   """FLOPs of the matrix products of one update, recomputation and masked attention not counted.
 
   Per token forward: 2 FLOPs a weight of the blocks, 2·D·V where logits are needed, and attention's
   4·D·(tokens looked at); a backward pass is twice its forward pass.
   """
-  width, total = model.width, PROMPT + RESPONSE
+  width, total = model.width, config.prompt_length + config.response_length
   blocks = model.layers * 12 * width**2
   row = total * 2 * blocks + model.layers * 4 * width * total * (total + 1) / 2
-  unembed = RESPONSE * 2 * width * model.vocabulary
+  unembed = config.response_length * 2 * width * model.vocabulary
   rollout = row + unembed
   scoring = 3 * row + unembed  # reference with logits, reward model, values
   training = 3 * (2 * row + unembed)  # policy with logits, value model
-  return EPISODES * (rollout + scoring + training)
+  return config.episodes * (rollout + scoring + config.epochs * training)
 
 
-def make(model: configs.Model):
-  """(stage, models, state, frozen) of the benchmark's PPO."""
-  tokenizer = Endless(model.vocabulary)
+def make(model: configs.Model, config: configs.PPO = CONFIG, tokenizer: Any = None,
+         policy: Any = None) -> tuple[Any, Any, Any]:
+  """(stage, state, frozen) of a PPO run on random weights.
+
+  Args:
+    tokenizer: what knows pad and the end tokens; None: no response ever ends.
+    policy: parameters to start from; None: random ones.
+  """
+  tokenizer = tokenizer or measure.Endless(model.vocabulary)
   shapes = functools.partial(transformer.init, model)
-  params = {'policy': jax.jit(shapes)(jax.random.key(1)),
-            'reward': jax.jit(functools.partial(shapes, scalar=True))(jax.random.key(2))}
+  scalar = functools.partial(shapes, scalar=True)
+  params = {'policy': jax.jit(shapes)(jax.random.key(1)) if policy is None else policy,
+            'reward': jax.jit(scalar)(jax.random.key(2))}
   parents = {role: Parent(model, tokenizer, tree) for role, tree in params.items()}
-  stage = ppo.make(CONFIG, parents, None)
+  stage = ppo.make(config, parents, None)
   state = jax.jit(stage.init)(jax.random.key(0), params)
   return stage, state, jax.jit(stage.freeze)(params)
 
 
-def phases(model, stage, state, frozen, batch, repeats: int) -> dict[str, float]:
-  """Seconds of rollout, scoring and training, each compiled by itself."""
-  models = stage.update.args[1]
-  options = {'length': RESPONSE, 'temperature': CONFIG.temperature, 'eos': models.eos,
-             'pad': models.pad}
+def batch_of(model: configs.Model, config: configs.PPO = CONFIG) -> dict[str, Any]:
+  """Random prompts of full length, and rows of text where the config has any."""
+  random = np.random.default_rng(0)
 
-  @jax.jit
-  def roll_out(params, prompts, key):
-    decoding = sharding.for_decoding(params, models.policy_axes, model.compute)
-    return generate.generate_in_chunks(model, decoding, prompts['tokens'], prompts['valid'], key,
-                                       CONFIG.rollout_chunks, **options)
+  def rows(count, length):
+    tokens = random.integers(0, model.vocabulary, (count, length)).astype(np.int32)
+    return {'tokens': tokens, 'valid': np.ones_like(tokens, bool)}
 
-  @jax.jit
-  def score(state, frozen, rollout):
-    rows = (rollout.tokens, rollout.valid)
-    reference = experience.response_logprobs(model, frozen['reference'], *rows, RESPONSE)
-    kl = objective.kl_estimates(rollout.logprobs, reference)[0]
-    scores = models.score(frozen['reward'], *rows, rollout.mask)
-    values = experience.response_values(models.value, state.value.params, *rows, RESPONSE)
-    rewards = objective.reward_per_token(scores, kl, state.kl_coef, rollout.mask)
-    advantages, returns = objective.gae(rewards, values, rollout.mask, CONFIG.discount,
-                                        CONFIG.gae_lambda)
-    return experience.Experience(rollout=rollout, score=scores, kl=kl, values=values,
-                                 advantages=objective.whiten(advantages, rollout.mask),
-                                 returns=returns)
-
-  train = jax.jit(lambda state, seen, key: ppo.epochs_of_minibatches(
-    CONFIG, models, state, seen, None, key))
-  key = jax.random.key(5)
-  rollout = roll_out(state.policy.params, batch['prompts'], key)
-  seen = score(state, frozen, rollout)
-  assert bool(rollout.mask.all())
-  return {'rollout': timed(lambda: roll_out(state.policy.params, batch['prompts'], key), repeats),
-          'scoring': timed(lambda: score(state, frozen, rollout), repeats),
-          'training': timed(lambda: train(state, seen, key), repeats)}
+  batch = {'prompts': rows(config.episodes, config.prompt_length)}
+  text = round(config.ptx_ratio * config.episodes)
+  if text:
+    batch['pretraining'] = rows(text, config.text_length)
+    batch['pretraining'] |= {'mask': batch['pretraining']['valid']}
+  return batch
 
 
-def main() -> None:
-  """Measures and prints."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument('--size', choices=SIZES, default='tiny')
-  parser.add_argument('--updates', type=int, default=0, help='timed ones; 0: 8 of tiny, 5 of small')
-  options = parser.parse_args()
-  updates = options.updates or (8 if options.size == 'tiny' else 5)
-  model = configs.Model(**SIZES[options.size])
-  rate = matmul_rate()
-  stage, state, frozen = make(model)
-  key = jax.random.key(3)
-  tokens = np.random.default_rng(0).integers(0, model.vocabulary, (EPISODES, PROMPT))
-  batch = {'prompts': {'tokens': tokens.astype(np.int32), 'valid': np.ones_like(tokens, bool)}}
-  split = phases(model, stage, state, frozen, batch, max(3, updates // 2))
+def roll_out(config: configs.PPO, models: ppo.Models, params: Any, prompts: dict,
+             key: jax.Array) -> generate.Rollout:
+  """The update's first phase."""
+  decoding = sharding.for_decoding(params, models.policy_axes, models.policy.compute)
+  return generate.generate_in_chunks(
+    models.policy, decoding, prompts['tokens'], prompts['valid'], key, config.rollout_chunks,
+    length=config.response_length, temperature=config.temperature, eos=models.eos, pad=models.pad)
 
-  started = time.perf_counter()
-  update = jax.jit(lambda state, frozen, batch, key, step: stage.update(
-    state, frozen, batch, jax.random.fold_in(key, step)), donate_argnums=0)
-  compiled = update.lower(state, frozen, batch, key, np.int32(0)).compile()
-  compile_seconds, walls, cpus = time.perf_counter() - started, [], []
-  for step in range(updates + 2):  # two to warm up
-    wall, cpu = time.perf_counter(), time.process_time()
-    state, metrics = compiled(state, frozen, batch, key, np.int32(step))
-    jax.block_until_ready(metrics)
-    walls.append(time.perf_counter() - wall)
-    cpus.append(time.process_time() - cpu)
-  walls, cpus = walls[2:], cpus[2:]
-  seconds, whole = float(np.median(walls)), sum(split.values())
-  flops = arithmetic(model)
-  told = {
-    'impl': 'rlhf_jax', 'size': options.size, 'updates_timed': updates,
-    'sec_per_update': round(seconds, 4), 'sec_min': round(min(walls), 4),
-    'sec_max': round(max(walls), 4), 'cpu_s_per_update': round(float(np.median(cpus)), 4),
-    'episodes_per_s': round(EPISODES / seconds, 2),
-    'gen_tokens_per_s': round(EPISODES * RESPONSE / seconds, 1),
-    'rollout_tokens_per_s': round(EPISODES * RESPONSE / split['rollout'], 1),
+
+@jax.named_scope('scoring')
+def score(config: configs.PPO, models: ppo.Models, state: ppo.State, frozen: dict,
+          rollout: generate.Rollout) -> experience.Experience:
+  """The update's second phase, without what it only tells."""
+  rows, length = (rollout.tokens, rollout.valid), config.response_length
+  logprobs_under = lambda params: sharding.in_pieces(
+    lambda piece: experience.response_logprobs(models.policy, params, *piece, length,
+                                               config.temperature), config.microbatch, rows)
+  logprobs = rollout.logprobs
+  if models.policy.compute != 'float32':
+    logprobs = logprobs_under(state.policy.params)
+  kl = objective.kl_estimates(logprobs, logprobs_under(frozen['reference']))[0]
+  scores = models.score(frozen['reward'], *rows, rollout.mask).astype(jnp.float32)
+  values = sharding.in_pieces(
+    lambda piece: experience.response_values(models.value, state.value.params, *piece, length),
+    config.microbatch, rows)
+  ended = generate.ended(rollout, models.eos)
+  rewards = objective.reward_per_token(scores - config.no_eos_penalty * ~ended, kl, state.kl_coef,
+                                       rollout.mask)
+  advantages, returns = objective.gae(rewards, values, rollout.mask, config.discount,
+                                      config.gae_lambda)
+  return experience.Experience(
+    rollout=rollout.replace(logprobs=logprobs), score=scores, kl=kl, values=values,
+    advantages=objective.whiten(advantages, rollout.mask), returns=returns)
+
+
+def train(config: configs.PPO, models: ppo.Models, state: ppo.State, seen: Any, text: Any,
+          key: jax.Array) -> tuple[ppo.State, dict]:
+  """The update's third phase."""
+  return ppo.epochs_of_minibatches(config, models, state, seen, text, key)
+
+
+def phases(config: configs.PPO, stage: Any, state: Any, frozen: Any, batch: dict,
+           repeats: int) -> tuple[Any, dict[str, float]]:
+  """(the state after it, seconds of rollout, scoring and training), each compiled by itself.
+
+  The state is donated, since there is no room for two of a large one. Where the config has text,
+  'ptx' is what the pass over it adds to 'training', which has it too: γ = 0 skips it.
+  """
+  models, key, text = stage.update.args[1], jax.random.key(5), batch.get('pretraining')
+  bound = [jax.jit(functools.partial(f, config, models)) for f in (roll_out, score)]
+  rollout = bound[0](state.policy.params, batch['prompts'], key)
+  seen = bound[1](state, frozen, rollout)
+  found = {
+    'rollout': measure.timed(lambda: bound[0](state.policy.params, batch['prompts'], key), repeats),
+    'scoring': measure.timed(lambda: bound[1](state, frozen, rollout), repeats)}
+  step = jax.jit(functools.partial(train, config, models), donate_argnums=0)
+  holder = [state]
+
+  def trained():
+    holder[0], metrics = step(holder[0], seen, text, key)
+    return metrics
+
+  found['training'] = measure.timed(trained, repeats)
+  if text is not None:
+    gamma = jnp.copy(holder[0].ptx_coef)
+    holder[0] = holder[0].replace(ptx_coef=jnp.zeros_like(gamma))
+    found['ptx'] = found['training'] - measure.timed(trained, repeats)
+    holder[0] = holder[0].replace(ptx_coef=gamma)
+  return holder[0], found
+
+
+def rates(config: configs.PPO, done: measure.Steps, split: dict[str, float], flops: float,
+          rate: float) -> dict[str, Any]:
+  """Seconds and rates of measured updates, as all RESULT lines name them."""
+  seconds = done.seconds
+  whole = sum(value for name, value in split.items() if name != 'ptx')
+  generated = config.episodes * config.response_length
+  return {
+    'updates_timed': len(done.walls), 'sec_per_update': round(seconds, 4),
+    'sec_min': round(min(done.walls), 4), 'sec_max': round(max(done.walls), 4),
+    'cpu_s_per_update': round(float(np.median(done.cpus)), 4),
+    'episodes_per_s': round(config.episodes / seconds, 2),
+    'gen_tokens_per_s': round(generated / seconds, 1),
+    'rollout_tokens_per_s': round(generated / split['rollout'], 1),
     'phase_seconds': {name: round(value, 4) for name, value in split.items()},
     'phase_share': {name: round(value / whole, 3) for name, value in split.items()},
-    'gflop_per_update': round(flops / 1e9, 2), 'gflop_per_s': round(flops / seconds / 1e9, 1),
-    'matmul_gflop_per_s': round(rate / 1e9, 1),
-    'share_of_matmul': round(flops / seconds / rate, 3),
-    'compile_seconds': round(compile_seconds, 2),
-    'peak_rss_mb': round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1),
-    'jax': jax.__version__, 'device': jax.devices()[0].device_kind,
-    'loadavg': [round(x, 2) for x in os.getloadavg()]}
-  for name, value in split.items():
-    print(f'{name:9s} {value:7.4f} s  {value / whole:5.1%}')
-  print(f'update    {seconds:7.4f} s  {told["gflop_per_s"]} GFLOP/s, a matmul '
+    'gflop_per_update': round(flops / 1e9, 4), 'gflop_per_s': round(flops / seconds / 1e9, 1),
+    'matmul_gflop_per_s': round(rate / 1e9, 1), 'share_of_matmul': round(flops / seconds / rate, 3),
+    'compile_seconds': round(done.compile_seconds, 2)}
+
+
+def show(told: dict[str, Any], write: Callable[[str], None] = print) -> None:
+  """The split as a small table."""
+  for name, value in told['phase_seconds'].items():
+    write(f'{name:9s} {value:7.4f} s  {told["phase_share"][name]:5.1%}')
+  write(f'update    {told["sec_per_update"]:7.4f} s  {told["gflop_per_s"]} GFLOP/s, a matmul '
         f'{told["matmul_gflop_per_s"]}')
-  print('RESULT ' + json.dumps(told))
+
+
+def main(words: Sequence[str] | None = None) -> None:
+  """Measures and prints."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--size', choices=work.SIZES, default='tiny')
+  parser.add_argument('--updates', type=int, default=0, help='timed ones; 0: 8 of tiny, 5 of small')
+  options = parser.parse_args(words)
+  updates = options.updates or (8 if options.size == 'tiny' else 5)
+  model = configs.Model(**work.SIZES[options.size])
+  rate = measure.matmul_rate(256 if options.size == 'toy' else 2048)
+  stage, state, frozen = make(model)
+  batch = batch_of(model)
+  # Of a copy: the phases train it.
+  _, split = phases(CONFIG, stage, jax.tree.map(jnp.copy, state), frozen, batch,
+                    max(1, updates // 2))
+  done = measure.steps(stage, state, frozen, [batch], updates)
+  assert done.metrics['response_length'] == CONFIG.response_length
+  told = {'impl': 'rlhf_jax', 'size': options.size} | rates(
+    CONFIG, done, split, arithmetic(model), rate) | measure.here()
+  show(told)
+  work.tell(told)
 
 
 if __name__ == '__main__':

@@ -1,0 +1,12 @@
+"""Tokens a second of an SFT step of the product itself, and of transformers on the same rows.
+
+  python experiments/bench/sft_step.py --size tiny|small [--steps N]
+  python experiments/bench/sft_step.py --size tiny --interleave 3 --peer-python PATH
+
+The work is told in training_step.py. Last line: RESULT {json}.
+"""
+
+import training_step
+
+if __name__ == '__main__':
+  training_step.main('sft')
