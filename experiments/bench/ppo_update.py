@@ -66,7 +66,8 @@ def make(model: configs.Model, config: configs.PPO = CONFIG, tokenizer: Any = No
   scalar = functools.partial(shapes, scalar=True)
   params = {'policy': jax.jit(shapes)(jax.random.key(1)) if policy is None else policy,
             'reward': jax.jit(scalar)(jax.random.key(2))}
-  parents = {role: Parent(model, tokenizer, tree) for role, tree in params.items()}
+  parents = {role: Parent(model, tokenizer, jax.eval_shape(lambda x: x, tree))  # as the loop does
+             for role, tree in params.items()}
   stage = ppo.make(config, parents, None)
   state = jax.jit(stage.init)(jax.random.key(0), params)
   return stage, state, jax.jit(stage.freeze)(params)

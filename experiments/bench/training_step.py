@@ -10,6 +10,7 @@ Left out: data pipelines, checkpoints, evaluation.
 
 import argparse
 import dataclasses
+import functools
 import json
 import subprocess
 import sys
@@ -25,6 +26,7 @@ import measure
 import numpy as np
 
 from rlhf_jax import configs
+from rlhf_jax.model import transformer
 from rlhf_jax.stages import language, reward
 from rlhf_jax.stages.stage import Parent
 
@@ -81,8 +83,9 @@ def reward_model(model: configs.Model, rows: int = ROWS, length: int = LENGTH,
   config = configs.Reward(
     init_from='sft', k_max=2, batch=pairs, microbatch=microbatch, prompt_length=prompt,
     response_length=length - prompt, optimizer=OPTIMIZER)
-  start = jax.jit(lambda key: language.transformer.init(model, key))(jax.random.key(1))
-  stage = reward.make(config, {'init_from': Parent(model, None, start)}, None)
+  start = jax.jit(functools.partial(transformer.init, model))(jax.random.key(1))
+  shapes = jax.eval_shape(lambda x: x, start)
+  stage = reward.make(config, {'init_from': Parent(model, None, shapes)}, None)
   batches = []
   for seed in range(count):
     shown = tokens(model.vocabulary, rows, length, seed).reshape(2, pairs, length).swapaxes(0, 1)

@@ -1,0 +1,218 @@
+"""All measurements on one GPU within ten minutes: training steps, rollouts, PPO-ptx, the tests.
+
+  python experiments/bench/gpu.py [--parts rates,gpt2_124m/sft,…,tests] [--seconds 570] [--out FILE]
+  python experiments/bench/gpu.py --dry        the same code on a CPU at toy sizes
+  bash experiments/bench/gpu.sh                with packages brought along as wheels
+
+GPT-2's 124M shape and GPT-3's 1.3B shape in bfloat16 with float32 master weights; random weights
+and rows. SFT and reward-model step: tokens/s, model FLOPs against a matmul of the same process.
+Rollout: tokens/s, bytes a step against a large copy of the same process. PPO-ptx: the whole update
+and its split. Tests: the fast suite, float32 products in full precision, deterministic kernels.
+Each part is a process (gpu_part.py), ended when its time is over; one that is not begun for lack of
+time is named. FILE is rewritten after every part, so a killed run leaves what it has. Last line:
+RESULT {json}. Exit code 1 if a part failed; failing tests are told, not counted as that.
+Left out: several GPUs.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import json
+import os
+import pathlib
+import platform
+import re
+import subprocess
+import sys
+import time
+from typing import Any
+
+import work
+
+GPT = {'vocabulary': 50257, 'context': 1024, 'positions': 'learned', 'compute': 'bfloat16'}
+RATES = {'matmul': 8192, 'copy': 2**30}
+PROMPTS = {'prompt_length': 128, 'response_length': 128, 'text_length': 256, 'ptx_ratio': 1.0}
+# Unrolled layers decode in place; a scan compiles in a fraction of the time. `microbatch` is rows
+# of SFT, prompts (two rows each) of the reward model, episodes of PPO.
+MODELS: dict[str, dict[str, dict[str, Any]]] = {
+  'gpt2_124m': {
+    'model': GPT | {'layers': 12, 'width': 768, 'heads': 12},
+    'sft': {'rows': 32, 'length': 512, 'microbatch': 0, 'steps': 10},
+    'reward': {'rows': 32, 'length': 512, 'microbatch': 0, 'steps': 10},
+    'rollout': {'prompt': 128, 'response': 128, 'batches': [64, 256, 512], 'repeats': 3},
+    'ppo': PROMPTS | {'episodes': 256, 'minibatch': 64, 'microbatch': 0, 'steps': 4, 'repeats': 2}},
+  'gpt3_1b3': {
+    'model': GPT | {'layers': 24, 'width': 2048, 'heads': 16, 'scan': True, 'remat': True},
+    'sft': {'rows': 32, 'length': 512, 'microbatch': 16, 'steps': 6},
+    'reward': {'rows': 32, 'length': 512, 'microbatch': 8, 'steps': 6},
+    'rollout': {'prompt': 128, 'response': 128, 'batches': [64, 256, 512], 'repeats': 2,
+                'model': {'scan': False}},
+    'ppo': PROMPTS | {'episodes': 128, 'minibatch': 32, 'microbatch': 8, 'steps': 2, 'repeats': 1}}}
+TOY = {'toy': {
+  'model': work.SIZES['toy'] | {'positions': 'learned', 'compute': 'bfloat16', 'scan': True,
+                                'remat': True},
+  'sft': {'rows': 8, 'length': 16, 'microbatch': 4, 'steps': 2},
+  'reward': {'rows': 8, 'length': 16, 'microbatch': 2, 'steps': 2},
+  'rollout': {'prompt': 8, 'response': 8, 'batches': [2, 4], 'repeats': 1,
+              'model': {'scan': False}},
+  'ppo': {'prompt_length': 8, 'response_length': 8, 'text_length': 16, 'ptx_ratio': 1.0,
+          'episodes': 8, 'minibatch': 4, 'microbatch': 2, 'steps': 1, 'repeats': 1}}}
+DRY_RATES = {'matmul': 128, 'copy': 2**16}
+WORK = ('sft', 'reward', 'rollout', 'ppo')
+LIMITS = {'rates': 60, 'sft': 90, 'reward': 90, 'rollout': 150, 'ppo': 210}  # seconds of a part
+LEAST = 20  # seconds under which no part is begun
+GPU = {'JAX_PLATFORMS': 'cuda,cpu', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92'}
+PRECISE = {'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
+           'XLA_FLAGS': '--xla_gpu_deterministic_ops=true',
+           'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+PACKAGES = ('jax', 'jaxlib', 'jax-cuda12-plugin', 'jax-cuda13-plugin', 'flax', 'optax', 'numpy',
+            'orbax-checkpoint', 'grain', 'array_record', 'tensorflow-datasets', 'pytest')
+
+
+def names(models: dict[str, Any]) -> list[str]:
+  """All parts in the order in which they are done: the cheap ones of all models first."""
+  return ['rates', *(f'{model}/{part}' for part in WORK for model in models), 'tests']
+
+
+def wish_of(name: str, models: dict[str, Any], dry: bool) -> dict[str, Any]:
+  """What gpu_part.py is told of a part."""
+  rates = DRY_RATES if dry else RATES
+  if name == 'rates':
+    return {'part': name} | rates
+  model, part = name.split('/')
+  sizes = dict(models[model][part])
+  shape = models[model]['model'] | sizes.pop('model', {})
+  return {'part': part, 'model': shape} | rates | sizes
+
+
+# ----- the tests
+
+
+def tests(seconds: float, dry: bool, workers: int) -> dict[str, Any]:
+  """The fast suite, as far as it comes in the time: how many passed, and which did not."""
+  paths = ['tests/objectives'] if dry else ['tests']
+  command = [sys.executable, '-m', 'pytest', '-vv', '-n', str(workers), '-m', 'not long',
+             '--tb=line', '-p', 'no:cacheprovider', *paths]
+  changes = PRECISE if not dry else {'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}
+  environment = os.environ | ({} if dry else GPU) | changes
+  started = time.monotonic()
+  with subprocess.Popen(command, cwd=work.ROOT, env=environment, text=True,
+                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                        stderr=subprocess.STDOUT) as process:
+    try:
+      output = process.communicate(timeout=seconds)[0]
+    except subprocess.TimeoutExpired:
+      process.terminate()
+      output = process.communicate()[0]
+  told = outcomes(output)
+  told |= {'environment': changes, 'seconds': round(time.monotonic() - started, 1),
+           'exit_code': process.returncode, 'finished': process.returncode in (0, 1)}
+  if not told['passed'] and process.returncode:
+    told['end'] = output[-1000:]
+  return told
+
+
+def outcomes(output: str) -> dict[str, Any]:
+  """Counts and names from the lines of `pytest -vv -n N`."""
+  lines = re.findall(r'^\[gw\d+\] \[ *\d+%\] ([A-Z]+) (tests/.*?) *$', output, re.MULTILINE)
+  seen = {name: kind for kind, name in lines}
+  count = lambda *kinds: sum(kind in kinds for kind in seen.values())
+  return {'passed': count('PASSED', 'XPASS'), 'skipped': count('SKIPPED', 'XFAIL'),
+          'failed': sorted(name for name, kind in seen.items() if kind in ('FAILED', 'ERROR'))}
+
+
+# ----- the machine
+
+
+def machine() -> dict[str, Any]:
+  """Names, versions, date and command; without jax, which the parts ask."""
+  def said(*command):
+    try:
+      return subprocess.run(command, cwd=work.ROOT, capture_output=True, text=True,
+                            timeout=20).stdout.strip()
+    except (OSError, subprocess.TimeoutExpired):
+      return ''
+
+  versions = {}
+  for package in PACKAGES:
+    try:
+      versions[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+      continue
+  return {
+    'date': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+    'command': ['python', *sys.argv], 'commit': said('git', 'rev-parse', 'HEAD'),
+    'gpu': said('nvidia-smi', '--query-gpu=name,memory.total,driver_version',
+                '--format=csv,noheader').splitlines(),
+    'python': platform.python_version(), 'system': platform.platform(), 'cores': os.cpu_count(),
+    'versions': versions}
+
+
+# ----- all parts
+
+
+def show(name: str, told: dict[str, Any]) -> None:
+  """A line or a few for each part."""
+  if 'error' in told or 'skipped_for' in told:
+    print(f'{name:18s} {told.get("error") or told["skipped_for"]}', flush=True)
+  elif name == 'tests':
+    print(f'{name:18s} {told["passed"]} passed, {len(told["failed"])} failed, '
+          f'{told["skipped"]} skipped{"" if told["finished"] else ", not finished"}', flush=True)
+  elif name.endswith('/rollout'):
+    for row in told['batches']:
+      print(f'{name:18s} batch {row["batch"]}: {row["tokens_per_second"]:.0f} tokens/s, '
+            f'{row["share_of_copy"]:.1%} of the bandwidth', flush=True)
+  elif name.endswith('/ppo'):
+    print(f'{name:18s} {told["sec_per_update"]:.3f} s, {told["share_of_matmul"]:.1%} of a matmul, '
+          f'{told["phase_seconds"]}', flush=True)
+  elif name == 'rates':
+    print(f'{name:18s} {json.dumps(told)}', flush=True)
+  else:
+    print(f'{name:18s} {told["tokens_per_second"]:.0f} tokens/s, {told["share_of_matmul"]:.1%} of '
+          'a matmul', flush=True)
+
+
+def done(name: str, models: dict[str, Any], dry: bool, left: float, workers: int) -> dict[str, Any]:
+  """One part's result, or why there is none."""
+  if left < LEAST:
+    return {'skipped_for': f'{max(left, 0):.0f} s were left'}
+  if name == 'tests':
+    return tests(left, dry, workers)
+  limit = left if dry else min(left, LIMITS[name.split('/')[-1]])
+  command = [sys.executable, str(work.HERE / 'gpu_part.py'), json.dumps(wish_of(name, models, dry))]
+  started = time.monotonic()
+  try:
+    told = work.measured(command, {} if dry else GPU, limit)
+  except work.Failed as error:
+    told = {'error': str(error)[-1500:]}
+  return told | {'part_seconds': round(time.monotonic() - started, 1)}
+
+
+def main() -> None:
+  """Measures, writes and prints."""
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument('--dry', action='store_true', help='toy sizes, on the CPU')
+  parser.add_argument('--parts', default='', help='some of them, separated by commas')
+  parser.add_argument('--seconds', type=float, default=570, help='for all parts together')
+  parser.add_argument('--workers', type=int, default=8, help='processes of the tests')
+  parser.add_argument('--out', type=pathlib.Path, default=work.ROOT / 'runs' / 'bench' / 'gpu.json')
+  options = parser.parse_args()
+  models = TOY if options.dry else MODELS
+  wanted = options.parts.split(',') if options.parts else names(models)
+  if unknown := set(wanted) - set(names(models)):
+    work.refuse(f'--parts: {", ".join(sorted(unknown))} is none of {", ".join(names(models))}')
+  started, told = time.monotonic(), {'impl': 'rlhf_jax', 'task': 'gpu', 'dry': options.dry}
+  told |= {'machine': machine(), 'settings': models, 'parts': {}}
+  options.out.parent.mkdir(parents=True, exist_ok=True)
+  for name in wanted:
+    left = options.seconds - (time.monotonic() - started)
+    told['parts'][name] = done(name, models, options.dry, left, options.workers)
+    show(name, told['parts'][name])
+    told['seconds'] = round(time.monotonic() - started, 1)
+    options.out.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')
+  work.tell(told)
+  raise SystemExit(any('error' in part for part in told['parts'].values()))
+
+
+if __name__ == '__main__':
+  main()

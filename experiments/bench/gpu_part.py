@@ -1,0 +1,152 @@
+"""One part of gpu.py, in a process of its own: steps, rollouts or PPO updates of one model.
+
+  python experiments/bench/gpu_part.py JSON     last line: RESULT {json}
+
+The JSON names the part, the model's fields and the sizes of the work (gpu.py has the table). Every
+part measures the rate it is compared with, of a matmul or a copy, in its own process.
+Model FLOPs: matrix products of the traced program, what rematerialisation computes twice left out,
+masked attention counted whole.
+Left out: several devices.
+"""
+
+import functools
+import json
+import sys
+from typing import Any
+
+import work
+
+sys.path.insert(0, str(work.ROOT))
+
+import jax
+import jax.numpy as jnp
+import measure
+import numpy as np
+import ppo_update
+import training_step
+
+from rlhf_jax import configs
+from rlhf_jax.model import generate, sharding, transformer
+
+
+def rates(wish: dict[str, Any]) -> dict[str, Any]:
+  """The machine's own: matmuls in three ways, a copy."""
+  told = {}
+  for name, dtype, precision in (('bfloat16', 'bfloat16', None), ('float32', 'float32', 'highest'),
+                                 ('float32_default', 'float32', None)):
+    with jax.default_matmul_precision(precision):
+      rate = measure.matmul_rate(wish['matmul'], 10, dtype)
+    told[f'matmul_{name}_gflop_per_s'] = round(rate / 1e9, 1)
+  return told | {'copy_gb_per_s': round(measure.copy_rate(wish['copy'], 10) / 1e9, 1)}
+
+
+def step(wish: dict[str, Any]) -> dict[str, Any]:
+  """SFT or the reward model: tokens/s and model FLOP utilisation."""
+  model = configs.Model(**wish['model'])
+  rate = measure.matmul_rate(wish['matmul'], 10, model.compute)
+  task = training_step.TASKS[wish['part']](model, wish['rows'], wish['length'], wish['microbatch'],
+                                           count=2)
+  found = measure.counted(task.stage.update, task.state, task.frozen, task.batches[0],
+                          jax.random.key(0))
+  weights = measure.parameters(task.state.model.params)
+  state, task.state = task.state, None  # it is donated
+  done = measure.steps(task.stage, state, task.frozen, task.batches, wish['steps'])
+  return {'rows': task.rows, 'length': task.length, 'parameters': weights} | training_step.rates(
+    done, task.tokens, found.total - found.recomputed, rate) | {
+    'recomputed_gflop': round(found.recomputed / 1e9, 3),
+    'program_gib': round(done.program_bytes / 2**30, 4), 'loss_first': done.first['loss'],
+    'loss_last': done.metrics['loss']}
+
+
+def decoding_bytes(model: configs.Model, params: Any, rows: int, slots: int) -> int:
+  """Bytes that a decoding step reads: the weights in the compute type, positions but for a row
+  left out, and the whole cache, whatever of it is masked.
+  """
+  cast = jax.eval_shape(lambda p: sharding.in_compute_type(p, model.compute), params)
+  read = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cast))
+  if 'positions' in cast['embed']:
+    table = cast['embed']['positions']
+    read -= table.size * table.dtype.itemsize
+  head = transformer.kv_heads(model) * transformer.head_size(model)
+  return read + 2 * model.layers * rows * slots * head * jnp.dtype(model.compute).itemsize
+
+
+def rollout(wish: dict[str, Any]) -> dict[str, Any]:
+  """Tokens/s at each batch size, and which share of a copy's bandwidth decoding takes.
+
+  The end tokens are an argument: with none of the vocabulary every response has its full length,
+  with all of it the very same program stops after one token. The difference is decoding alone.
+  """
+  model = configs.Model(**wish['model'])
+  prompt, length, copy = wish['prompt'], wish['response'], measure.copy_rate(wish['copy'], 10)
+  params = jax.jit(lambda key: sharding.in_compute_type(transformer.init(model, key),
+                                                        model.compute))(jax.random.key(1))
+  all_ids, none = jnp.arange(model.vocabulary), jnp.full(model.vocabulary, -1)
+
+  @jax.jit
+  def run(params, tokens, key, eos):
+    return generate.generate(model, params, tokens, jnp.ones_like(tokens, bool), key,
+                             length=length, temperature=1.0, eos=eos, pad=0)
+
+  batches, told, key = wish['batches'], [], jax.random.key(5)
+  for rows in batches:
+    tokens = training_step.tokens(model.vocabulary, rows, prompt, 0)
+    made = run(params, tokens, key, none)
+    assert int(made.mask.sum()) == rows * length, 'a response ended'
+    assert int(run(params, tokens, key, all_ids).mask.sum()) == rows, 'a response went on'
+    whole = measure.timed(functools.partial(run, params, tokens, key, none), wish['repeats'])
+    first = measure.timed(functools.partial(run, params, tokens, key, all_ids), wish['repeats'])
+    each = max(whole - first, 1e-9) / (length - 1)
+    moved = decoding_bytes(model, params, rows, prompt + length)
+    told.append({
+      'batch': rows, 'seconds': round(whole, 5), 'seconds_to_first_token': round(first, 5),
+      'tokens_per_second': round(rows * length / whole, 1), 'seconds_per_step': round(each, 7),
+      'mb_per_step': round(moved / 1e6, 3), 'gb_per_s': round(moved / each / 1e9, 2),
+      'share_of_copy': round(moved / each / copy, 4)})
+    del made
+  return {'prompt': prompt, 'response': length, 'copy_gb_per_s': round(copy / 1e9, 1),
+          'parameters': measure.parameters(params), 'batches': told}
+
+
+def ppo(wish: dict[str, Any]) -> dict[str, Any]:
+  """The whole PPO-ptx update, and its phases each by itself."""
+  model = configs.Model(**wish['model'])
+  given = {k: v for k, v in wish.items() if k in configs.PPO.__dataclass_fields__}
+  config = configs.PPO(ema=0.0, ptx_coef=1.0, policy_optimizer=ppo_update.OPTIMIZER,
+                       value_optimizer=ppo_update.OPTIMIZER, **given)
+  rate = measure.matmul_rate(wish['matmul'], 10, model.compute)
+  stage, state, frozen = ppo_update.make(model, config)
+  batch = ppo_update.batch_of(model, config)
+  found = measure.counted(stage.update, state, frozen, batch, jax.random.key(0),
+                          trips=config.response_length)
+  weights = measure.parameters(state.policy.params)
+  holder = [state]
+  del state  # the phases donate it
+  state, split = ppo_update.phases(config, stage, holder.pop(), frozen, batch, wish['repeats'])
+  done = measure.steps(stage, state, frozen, [batch], wish['steps'], warm=1)
+  assert done.metrics['response_length'] == config.response_length
+  return {'parameters': weights, 'work': given} | ppo_update.rates(
+    config, done, split, found.total - found.recomputed, rate) | {
+    'gflop_phases': {k: round(v / 1e9, 4) for k, v in found.phases.items()},
+    'recomputed_gflop': round(found.recomputed / 1e9, 3),
+    'program_gib': round(done.program_bytes / 2**30, 4),
+    'logprob_gap': done.metrics.get('logprob_gap')}
+
+
+PARTS = {'rates': rates, 'sft': step, 'reward': step, 'rollout': rollout, 'ppo': ppo}
+
+
+def main() -> None:
+  """Measures and prints."""
+  wish = json.loads(sys.argv[1])
+  device = jax.devices()[0]
+  told = PARTS[wish['part']](wish)
+  memory = device.memory_stats() or {}  # None on a CPU
+  if 'peak_bytes_in_use' in memory:
+    told['device_peak_gib'] = round(memory['peak_bytes_in_use'] / 2**30, 3)
+  finite = lambda x: x if not isinstance(x, float) or np.isfinite(x) else None
+  work.tell({name: finite(value) for name, value in told.items()} | measure.here())
+
+
+if __name__ == '__main__':
+  main()
