@@ -1,0 +1,337 @@
+"""The programs of experiments/bench at toy sizes: they run to their RESULT line, and what they
+count is what a sum by hand gives. What they time is nobody's business here.
+"""
+
+import dataclasses
+import functools
+import importlib
+import importlib.metadata
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+
+import jax
+import numpy as np
+import pytest
+
+from rlhf_jax import configs
+from rlhf_jax.model import transformer
+from rlhf_jax.stages import language, ppo, reward
+from rlhf_jax.stages.stage import Parent
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+BENCH = ROOT / 'experiments' / 'bench'
+STEP = {'impl', 'task', 'size', 'rows', 'length', 'parameters', 'tokens_per_second', 'sec_per_step',
+        'sec_min', 'cpu_s_per_step', 'gflop_per_step', 'gflop_per_s', 'matmul_gflop_per_s'}
+
+pytestmark = pytest.mark.usefixtures('quick_compilation')
+
+
+def load(name):
+  """A module of experiments/bench, which find each other as scripts do."""
+  if str(BENCH) not in sys.path:
+    sys.path.insert(0, str(BENCH))
+  return importlib.import_module(name)
+
+
+def result_of(output):
+  return load('work').last_result(output)
+
+
+def run(name, *words, check=True):
+  """Runs a program as a user does; (its result, stderr)."""
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {
+    'JAX_PLATFORMS': 'cpu', 'JAX_DISABLE_MOST_OPTIMIZATIONS': '1'}
+  done = subprocess.run([sys.executable, str(BENCH / name), *map(str, words)], cwd=ROOT, text=True,
+                        capture_output=True, env=environment, stdin=subprocess.DEVNULL)
+  assert not check or done.returncode == 0, done.stderr[-3000:]
+  return result_of(done.stdout) if check else done, done.stderr
+
+
+# ----- by hand
+
+
+def forward(model, rows, queries, keys):
+  """Matrix products of one pass of the blocks: every weight twice, every pair of query and key."""
+  return rows * queries * model.layers * (24 * model.width**2 + 4 * keys * model.width)
+
+
+def logits(model, positions):
+  return 2 * positions * model.width * model.vocabulary
+
+
+# ----- steps
+
+
+@pytest.mark.parametrize('name', ['sft', 'reward'])
+def test_a_step_tells_what_it_counts(name, capsys):
+  load('training_step').main(name, ['--size', 'toy', '--steps', '1'])
+  told = result_of(capsys.readouterr().out)
+  assert told.keys() >= STEP and (told['impl'], told['task']) == ('rlhf_jax', name)
+  model = configs.Model(**load('work').SIZES['toy'], positions='learned')
+  once = forward(model, 16, 128, 128) + (
+    logits(model, 16 * 127) if name == 'sft' else 2 * 16 * model.width)
+  assert told['gflop_per_step'] * 1e9 == pytest.approx(3 * once, rel=1e-4)
+  assert told['tokens_per_second'] * told['sec_per_step'] == pytest.approx(16 * 128, rel=1e-3)
+  assert told['loss_last'] < told['loss_first']
+  width, blocks = model.width, model.layers * (12 * model.width**2 + 13 * model.width)
+  tables = (model.vocabulary + model.context) * width
+  assert told['parameters'] == blocks + tables + 2 * width + (name == 'reward') * (width + 1)
+
+
+def test_a_peer_without_torch_is_told(tmp_path, capsys):
+  python = tmp_path / 'python'
+  python.write_text('#!/bin/sh\nexit 1\n')
+  python.chmod(0o755)
+  with pytest.raises(SystemExit) as ended:
+    load('training_step').main('sft', ['--peer', '--peer-python', str(python)])
+  assert ended.value.code == 2
+  last = capsys.readouterr().err.strip().splitlines()[-1]
+  assert str(python) in last and 'pip install torch' in last and '--peer-python' in last
+
+
+@pytest.mark.long
+@pytest.mark.parametrize('name', ['sft', 'reward'])
+def test_ours_and_the_peer_in_turns(name):
+  pytest.importorskip('transformers')
+  pytest.importorskip('torch')
+  told, _ = run(f'{name}_step.py', '--size', 'toy', '--steps', 1, '--interleave', 1)
+  assert told.keys() >= STEP and told['peer']['impl'] == 'transformers'
+  assert told['ratio'] == pytest.approx(
+    told['tokens_per_second'] / told['peer']['tokens_per_second'], rel=1e-2)
+
+
+# ----- PPO updates
+
+
+def shaped(model, config, *more):
+  """(stage, state, frozen) of ppo_update.make, by shapes: nothing is compiled."""
+  stages = []
+
+  def build():
+    stage, *rest = load('ppo_update').make(model, config, *more)
+    stages.append(stage)
+    return rest
+
+  return stages, *jax.eval_shape(build)
+
+
+@functools.cache
+def made(compute):
+  """(model, config, stage, state, frozen, batch) of a small PPO-ptx run."""
+  update = load('ppo_update')
+  model = configs.Model(layers=2, width=32, heads=2, vocabulary=128, context=32, compute=compute,
+                        scan=True)
+  config = dataclasses.replace(update.CONFIG, episodes=8, minibatch=4, microbatch=2, ptx_ratio=1.0,
+                               ptx_coef=1.0, prompt_length=10, response_length=6, text_length=16)
+  (stage,), state, frozen = shaped(model, config)
+  return model, config, stage, state, frozen, update.batch_of(model, config)
+
+
+@pytest.mark.parametrize('compute', ['float32', 'bfloat16'])
+def test_the_phases_are_the_update(compute):
+  update, counted = load('ppo_update'), load('measure').counted
+  _, config, stage, state, frozen, batch = made(compute)
+  models, key = stage.update.args[1], jax.random.key(0)
+  whole = counted(stage.update, state, frozen, batch, key, trips=6).phases
+  bound = [functools.partial(f, config, models)
+           for f in (update.roll_out, update.score, update.train)]
+  rollout = jax.eval_shape(bound[0], state.policy.params, batch['prompts'], key)
+  seen = jax.eval_shape(bound[1], state, frozen, rollout)
+  apart = [counted(bound[0], state.policy.params, batch['prompts'], key, trips=6),
+           counted(bound[1], state, frozen, rollout),
+           counted(bound[2], state, seen, batch['pretraining'], key)]
+  assert [whole['rollout'], whole['scoring'], whole['training'] + whole['ptx']] == [
+    counts.total for counts in apart]
+  assert whole['ptx'] > 0
+
+
+def test_the_arithmetic_of_an_update_by_hand():
+  """What is counted looks at every key; the arithmetic at those that are not masked."""
+  model, config, stage, state, frozen, batch = made('float32')
+  found = load('measure').counted(stage.update, state, frozen, batch, jax.random.key(0), trips=6)
+  rows, prompt, response, total = 8, 10, 6, 16
+  each = model.layers * 4 * model.width * rows
+  whole = each * (prompt**2 + response * total + 9 * total**2)
+  masked = each * 10 * total * (total + 1) / 2
+  heads = 2 * model.width * rows * (1 + response + 3 * response)
+  wanted = load('ppo_update').arithmetic(model, config) - masked + whole + heads
+  assert sum(found.phases[name] for name in ('rollout', 'scoring', 'training')) == pytest.approx(
+    wanted, rel=1e-6)
+
+
+@pytest.mark.long
+def test_an_update_tells_where_its_seconds_go():
+  told, _ = run('ppo_update.py', '--size', 'toy', '--updates', 1)
+  assert told.keys() >= {'impl', 'size', 'sec_per_update', 'sec_min', 'cpu_s_per_update'}
+  assert told['phase_seconds'].keys() == {'rollout', 'scoring', 'training'}
+  assert told['gen_tokens_per_s'] * told['sec_per_update'] == pytest.approx(64 * 48, rel=1e-2)
+
+
+# ----- cost curves
+
+
+def test_the_policy_counts_down():
+  point, update = load('cost_point'), load('ppo_update')
+  model, config = point.settings({'size': 'toy', 'episodes': 16, 'response': 8}, tied=False)
+  params = jax.jit(functools.partial(point.counting, model))(jax.random.key(1))
+  (stage,), *_ = shaped(model, config, point.Zero())
+  batch = update.batch_of(model, config)
+  lengths = np.arange(16) % 8 + 1
+  batch['prompts']['tokens'][:, -1] = lengths
+  rollout = jax.jit(functools.partial(update.roll_out, config, stage.update.args[1]))(
+    params, batch['prompts'], jax.random.key(2))
+  np.testing.assert_array_equal(rollout.mask.sum(axis=1), lengths)
+  np.testing.assert_array_equal(rollout.tokens[7, -8:], np.arange(8)[::-1])
+
+
+def test_lengths_are_what_they_are_called():
+  drawn = load('cost_point').drawn
+  assert set(drawn('full', 5, 9)) == {9}
+  uniform, geometric = drawn('uniform', 4000, 64), drawn('geometric/8', 4000, 64)
+  assert (uniform.min(), uniform.max()) == (1, 64) and abs(uniform.mean() - 32.5) < 1
+  assert geometric.min() == 1 and geometric.max() <= 64 and abs(geometric.mean() - 8) < 0.5
+  with pytest.raises(ValueError, match='geometric/N'):
+    drawn('normal', 4, 4)
+
+
+def test_the_plan_holds_every_point_once():
+  curves = load('cost_curves')
+  points = curves.plan(['tiny', 'small'], quick=False)
+  shown = [json.dumps(point, sort_keys=True) for point in points]
+  assert len(set(shown)) == len(points)
+  plain = [point for point in points if 'lengths' not in point]
+  for name, wanted in (('episodes', curves.EPISODES), ('response', curves.RESPONSES)):
+    assert {point[name] for point in plain if point['size'] == 'small'} == set(wanted)
+  assert {point['size'] for point in plain} == set(curves.MODELS)
+  lines = curves.along([point | {'parameters': 1} for point in plain], 'episodes', curves.BASE)
+  assert {size: len(rows) for size, rows in lines.items()} == {'tiny': 5, 'small': 5}
+
+
+@pytest.mark.long
+def test_cost_curves_quickly(tmp_path):
+  told, said = run('cost_curves.py', '--quick', '--out', tmp_path)
+  assert told['failed'] == [] and ' left' in said
+  assert [row['episodes'] for row in told['curves']] == [16, 32]
+  model = configs.Model(**load('work').SIZES['toy'])
+  config = dataclasses.replace(load('ppo_update').CONFIG, episodes=32, response_length=8)
+  assert told['curves'][1]['gflop_per_update'] == pytest.approx(
+    load('ppo_update').arithmetic(model, config) / 1e9, rel=1e-3)
+  assert all(row['peak_mb'] > 0 for row in told['curves'])
+  assert [row['name'] for row in told['early_exit']] == ['full', 'geometric/4']
+  assert told['early_exit'][0]['rollout_share'] == 1
+  assert (tmp_path / 'cost_curves.csv').read_text().count('\n') == 3
+  assert ElementTree.parse(tmp_path / 'cost_curves.svg').getroot().tag.endswith('svg')
+
+
+# ----- startup
+
+
+def test_startup_says_what_is_missing(tmp_path):
+  done, said = run('startup.py', '--repeats', 1, '--workdir', tmp_path, check=False)
+  assert done.returncode == 2 and 'reward is not finished' in said.splitlines()[-1]
+
+
+@pytest.mark.long
+def test_startup_times_the_first_step_twice(tmp_path):
+  file = tmp_path / 'toy.py'
+  file.write_text('''
+import dataclasses, runpy
+from rlhf_jax import miniature as world
+from rlhf_jax.configs import Model
+found = runpy.run_path('experiments/quickstart.py')['runs']
+text = (world.text_source('train', 300),)
+changes = {
+  'gpt': {'data': text, 'steps': 2, 'model': Model(layers=1, width=32, heads=2, context=64)},
+  'sft': {'data': (world.demonstrations_source('sft', 60),), 'pretraining': text, 'epochs': 1},
+  'rankings': {'prompts': (world.prompts_source('reward', 24),)}, 'reward': {},
+  'ppo_ptx': {'prompts': (world.prompts_source('ppo', 200),), 'pretraining': text, 'updates': 30}}
+runs = {name: dataclasses.replace(found[name], **change) for name, change in changes.items()}
+''')
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+  subprocess.run([sys.executable, '-m', 'rlhf_jax', 'run', str(file), 'reward', '--workdir',
+                  str(tmp_path / 'w')], cwd=ROOT, check=True, env=environment, capture_output=True)
+  told, _ = run('startup.py', '--file', file, '--workdir', tmp_path / 'w', '--starts', 1,
+                '--repeats', 1)
+  assert told['list_seconds'] > 0
+  assert told['first_step_cold_seconds'] > told['first_step_cached_seconds'] > 0
+  assert told['cold_compile_seconds'][0] > told['cached_compile_seconds'][0] >= 0
+  assert not (tmp_path / 'w' / 'ppo_ptx').exists()
+
+
+# ----- a GPU's program, here on the CPU
+
+
+@pytest.mark.parametrize(('name', 'wanted'), [('gpt2_124m', 124_475_904),
+                                              ('gpt3_1b3', 1_313_722_368)])
+def test_the_models_of_the_gpu_are_what_they_are_called(name, wanted):
+  """GPT-2's 124,439,808 parameters and 47 rows that pad the table; settings that go together."""
+  gpu = load('gpu')
+  wish = lambda part: gpu.wish_of(f'{name}/{part}', gpu.MODELS, dry=False)
+  model = configs.Model(**wish('sft')['model'])
+  shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
+  assert sum(x.size for x in jax.tree.leaves(shapes)) == wanted
+  sft, pairs, update = (wish(part) for part in ('sft', 'reward', 'ppo'))
+  language.make(configs.Language(
+    data=(configs.Source(kind='demonstrations'),), model=model, batch=sft['rows'],
+    microbatch=sft['microbatch'], prompt_length=sft['length'], response_length=0), {}, None)
+  parent = Parent(model, None, shapes)
+  reward.make(configs.Reward(batch=pairs['rows'] // 2, microbatch=pairs['microbatch']),
+              {'init_from': parent}, None)
+  fields = {k: v for k, v in update.items() if k in configs.PPO.__dataclass_fields__}
+  ppo.make(configs.PPO(**fields), {'policy': parent, 'reward': parent}, None)
+  assert not wish('rollout')['model'].get('scan')
+
+
+def test_bytes_of_a_decoding_step_by_hand():
+  part = load('gpu_part')
+  model = configs.Model(layers=3, width=32, heads=4, kv_heads=2, vocabulary=128, context=24,
+                        positions='learned', compute='bfloat16')
+  shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
+  kernels = 3 * (2 * 32 * 32 + 2 * 32 * 16 + 8 * 32 * 32) + 128 * 32
+  vectors = 3 * (32 + 2 * 16 + 32 + 4 * 32 + 32 + 4 * 32) + 2 * 32  # stay float32
+  cache = 2 * 3 * 5 * 20 * 16
+  assert part.decoding_bytes(model, shapes, 5, 20) == 2 * kernels + 4 * vectors + 2 * cache
+
+
+def test_outcomes_of_a_suite_that_was_cut_off():
+  told = load('gpu').outcomes('''
+tests/a.py::one
+[gw0] [  1%] PASSED tests/a.py::one[x y]
+[gw1] [  2%] FAILED tests/a.py::two
+[gw0] [  3%] SKIPPED tests/b.py::three
+[gw0] [100%] ERROR tests/b.py::four
+FAILED tests/a.py::two - AssertionError
+''')
+  assert told == {'passed': 1, 'skipped': 1, 'failed': ['tests/a.py::two', 'tests/b.py::four']}
+
+
+def test_only_what_a_machine_lacks_is_installed(tmp_path, monkeypatch):
+  """A version that requirements.txt allows stays; what is absent or too old comes."""
+  wheels, found = load('wheels'), importlib.metadata.version
+  monkeypatch.setattr(importlib.metadata, 'version',
+                      lambda name: '0.1' if name == 'flax' else found(name))
+  for name in ('flax', 'nobody_has_this', 'numpy'):
+    (tmp_path / f'{name}-0.0.1-py3-none-any.whl').touch()
+  assert [path.name.split('-')[0] for path in wheels.missing(tmp_path)] == [
+    'flax', 'nobody_has_this']
+
+
+@pytest.mark.long
+def test_the_gpu_program_on_a_cpu(tmp_path):
+  told, _ = run('gpu.py', '--dry', '--workers', 1, '--out', tmp_path / 'gpu.json')
+  written = json.loads((tmp_path / 'gpu.json').read_text())
+  assert written == told and told['machine']['versions']['jax'] and told['machine']['date']
+  parts = told['parts']
+  assert list(parts) == load('gpu').names(load('gpu').TOY)
+  assert parts['tests']['passed'] > 10 and parts['tests']['failed'] == []
+  model = configs.Model(**load('gpu').TOY['toy']['model'])
+  once = forward(model, 8, 16, 16) + logits(model, 8 * 15)
+  assert parts['toy/sft']['gflop_per_step'] * 1e9 == pytest.approx(3 * once, rel=1e-2)
+  assert [row['batch'] for row in parts['toy/rollout']['batches']] == [2, 4]
+  assert parts['toy/ppo']['phase_seconds'].keys() == {'rollout', 'scoring', 'training', 'ptx'}
+  assert sum(parts['toy/ppo']['gflop_phases'].values()) == pytest.approx(
+    parts['toy/ppo']['gflop_per_update'] + parts['toy/ppo']['recomputed_gflop'], rel=1e-2)
