@@ -130,20 +130,30 @@ def draw(path: pathlib.Path, curves: list, exits: list, base: dict[str, int]) ->
       panel = panels[row][column]
       for size, lines in along(curves, axis, base).items():
         panel.plot([line[axis] for line in lines], [line[name] for line in lines], 'o-', label=size)
-      panel.set(xlabel=heading, ylabel=label, xscale='log', yscale='log')
+      seconds = name == 'sec_per_update'
+      panel.set(xlabel=heading, ylabel=label, xscale='log', yscale='log' if seconds else 'linear')
+      if seconds:
+        panel.yaxis.set_major_formatter('{x:g}')
+        panel.yaxis.set_minor_formatter('')
+      else:
+        panel.set_ylim(bottom=0)
+      if axis != 'parameters':
+        shown = sorted({line[axis] for line in curves})
+        panel.set_xticks(shown, map(str, shown))
+        panel.set_xticks([], minor=True)
       panel.grid(alpha=0.3)
       if axis != 'parameters' and panel.lines:
         panel.legend(frameon=False)
   for row, (name, label) in enumerate((('rollout_share', 'rollout'), ('update_share', 'update'))):
-    panel, sizes = panels[row][3], sorted({line['size'] for line in exits})
+    panel, sizes = panels[row][3], list(dict.fromkeys(line['size'] for line in exits))
     for number, size in enumerate(sizes):
       lines = [line for line in exits if line['size'] == size]
       panel.bar([i + 0.4 * number for i in range(len(lines))], [line[name] for line in lines],
                 0.38, label=size)
       panel.set_xticks(range(len(lines)), [line['name'] for line in lines], rotation=30)
-    panel.set(ylabel=f'seconds of the {label} / full length')
+    panel.set(ylabel=f'seconds of the {label} / full length', ylim=(0, 1.3))
     if sizes:
-      panel.legend(frameon=False)
+      panel.legend(frameon=False, ncols=2)
   figure.savefig(path, metadata={'Date': None})
 
 
