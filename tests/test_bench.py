@@ -107,18 +107,6 @@ def test_ours_and_the_peer_in_turns(name):
 # ----- PPO updates
 
 
-def shaped(model, config, *more):
-  """(stage, state, frozen) of ppo_update.make, by shapes: nothing is compiled."""
-  stages = []
-
-  def build():
-    stage, *rest = load('ppo_update').make(model, config, *more)
-    stages.append(stage)
-    return rest
-
-  return stages, *jax.eval_shape(build)
-
-
 @functools.cache
 def made(compute):
   """(model, config, stage, state, frozen, batch) of a small PPO-ptx run."""
@@ -127,8 +115,7 @@ def made(compute):
                         scan=True)
   config = dataclasses.replace(update.CONFIG, episodes=8, minibatch=4, microbatch=2, ptx_ratio=1.0,
                                ptx_coef=1.0, prompt_length=10, response_length=6, text_length=16)
-  (stage,), state, frozen = shaped(model, config)
-  return model, config, stage, state, frozen, update.batch_of(model, config)
+  return model, config, *update.shaped(model, config), update.batch_of(model, config)
 
 
 @pytest.mark.parametrize('compute', ['float32', 'bfloat16'])
@@ -178,7 +165,7 @@ def test_the_policy_counts_down():
   point, update = load('cost_point'), load('ppo_update')
   model, config = point.settings({'size': 'toy', 'episodes': 16, 'response': 8}, tied=False)
   params = jax.jit(functools.partial(point.counting, model))(jax.random.key(1))
-  (stage,), *_ = shaped(model, config, point.Zero())
+  stage, *_ = update.shaped(model, config, point.Zero())
   batch = update.batch_of(model, config)
   lengths = np.arange(16) % 8 + 1
   batch['prompts']['tokens'][:, -1] = lengths
@@ -295,6 +282,13 @@ def test_bytes_of_a_decoding_step_by_hand():
   vectors = 3 * (32 + 2 * 16 + 32 + 4 * 32 + 32 + 4 * 32) + 2 * 32  # stay float32
   cache = 2 * 3 * 5 * 20 * 16
   assert part.decoding_bytes(model, shapes, 5, 20) == 2 * kernels + 4 * vectors + 2 * cache
+
+
+def test_a_share_of_the_bandwidth_by_hand():
+  streamed = load('gpu_part').streamed
+  assert streamed(3_000_000_000, 2.0, 4, 24e9) == {
+    'seconds_per_step': 0.5, 'gb_per_s': 6.0, 'share_of_copy': 0.25}
+  assert set(streamed(1000, -1e-5, 4, 24e9).values()) == {None}  # noise is no bandwidth
 
 
 def test_outcomes_of_a_suite_that_was_cut_off():

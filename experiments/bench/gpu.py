@@ -22,8 +22,10 @@ import os
 import pathlib
 import platform
 import re
+import signal
 import subprocess
 import sys
+import tempfile
 import time
 from typing import Any
 
@@ -96,14 +98,16 @@ def tests(seconds: float, dry: bool, workers: int) -> dict[str, Any]:
   changes = PRECISE if not dry else {'JAX_DEFAULT_MATMUL_PRECISION': 'highest'}
   environment = os.environ | ({} if dry else GPU) | changes
   started = time.monotonic()
-  with subprocess.Popen(command, cwd=work.ROOT, env=environment, text=True,
-                        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                        stderr=subprocess.STDOUT) as process:
+  with tempfile.TemporaryFile('w+', encoding='utf-8') as log:  # a pipe stays open with its workers
+    process = subprocess.Popen(command, cwd=work.ROOT, env=environment, stdin=subprocess.DEVNULL,
+                               stdout=log, stderr=subprocess.STDOUT, start_new_session=True)
     try:
-      output = process.communicate(timeout=seconds)[0]
+      process.wait(seconds)
     except subprocess.TimeoutExpired:
-      process.terminate()
-      output = process.communicate()[0]
+      os.killpg(process.pid, signal.SIGKILL)  # this session's: pytest and its workers
+      process.wait()
+    log.seek(0)
+    output = log.read()
   told = outcomes(output)
   told |= {'environment': changes, 'seconds': round(time.monotonic() - started, 1),
            'exit_code': process.returncode, 'finished': process.returncode in (0, 1)}
@@ -160,8 +164,9 @@ def show(name: str, told: dict[str, Any]) -> None:
           f'{told["skipped"]} skipped{"" if told["finished"] else ", not finished"}', flush=True)
   elif name.endswith('/rollout'):
     for row in told['batches']:
+      share = '?' if row['share_of_copy'] is None else f'{row["share_of_copy"]:.1%}'
       print(f'{name:18s} batch {row["batch"]}: {row["tokens_per_second"]:.0f} tokens/s, '
-            f'{row["share_of_copy"]:.1%} of the bandwidth', flush=True)
+            f'{share} of the bandwidth', flush=True)
   elif name.endswith('/ppo'):
     print(f'{name:18s} {told["sec_per_update"]:.3f} s, {told["share_of_matmul"]:.1%} of a matmul, '
           f'{told["phase_seconds"]}', flush=True)

@@ -9,6 +9,7 @@ masked attention counted whole.
 Left out: several devices.
 """
 
+import dataclasses
 import functools
 import json
 import sys
@@ -71,6 +72,17 @@ def decoding_bytes(model: configs.Model, params: Any, rows: int, slots: int) -> 
   return read + 2 * model.layers * rows * slots * head * jnp.dtype(model.compute).itemsize
 
 
+def streamed(moved: int, seconds: float, steps: int, copy: float) -> dict[str, float | None]:
+  """What decoding reads a second, and its share of a copy's rate; None where the clock's noise is
+  as long as the decoding (toys).
+  """
+  if seconds <= 0:
+    return dict.fromkeys(('seconds_per_step', 'gb_per_s', 'share_of_copy'))
+  each = seconds / steps
+  return {'seconds_per_step': round(each, 7), 'gb_per_s': round(moved / each / 1e9, 2),
+          'share_of_copy': round(moved / each / copy, 4)}
+
+
 def rollout(wish: dict[str, Any]) -> dict[str, Any]:
   """Tokens/s at each batch size, and which share of a copy's bandwidth decoding takes.
 
@@ -96,13 +108,11 @@ def rollout(wish: dict[str, Any]) -> dict[str, Any]:
     assert int(run(params, tokens, key, all_ids).mask.sum()) == rows, 'a response went on'
     whole = measure.timed(functools.partial(run, params, tokens, key, none), wish['repeats'])
     first = measure.timed(functools.partial(run, params, tokens, key, all_ids), wish['repeats'])
-    each = max(whole - first, 1e-9) / (length - 1)
     moved = decoding_bytes(model, params, rows, prompt + length)
     told.append({
       'batch': rows, 'seconds': round(whole, 5), 'seconds_to_first_token': round(first, 5),
-      'tokens_per_second': round(rows * length / whole, 1), 'seconds_per_step': round(each, 7),
-      'mb_per_step': round(moved / 1e6, 3), 'gb_per_s': round(moved / each / 1e9, 2),
-      'share_of_copy': round(moved / each / copy, 4)})
+      'tokens_per_second': round(rows * length / whole, 1), 'mb_per_step': round(moved / 1e6, 3)}
+      | streamed(moved, whole - first, length - 1, copy))
     del made
   return {'prompt': prompt, 'response': length, 'copy_gb_per_s': round(copy / 1e9, 1),
           'parameters': measure.parameters(params), 'batches': told}
@@ -115,10 +125,11 @@ def ppo(wish: dict[str, Any]) -> dict[str, Any]:
   config = configs.PPO(ema=0.0, ptx_coef=1.0, policy_optimizer=ppo_update.OPTIMIZER,
                        value_optimizer=ppo_update.OPTIMIZER, **given)
   rate = measure.matmul_rate(wish['matmul'], 10, model.compute)
-  stage, state, frozen = ppo_update.make(model, config)
   batch = ppo_update.batch_of(model, config)
-  found = measure.counted(stage.update, state, frozen, batch, jax.random.key(0),
+  scanned = ppo_update.shaped(dataclasses.replace(model, scan=True), config)  # traced at once
+  found = measure.counted(scanned[0].update, *scanned[1:], batch, jax.random.key(0),
                           trips=config.response_length)
+  stage, state, frozen = ppo_update.make(model, config)
   weights = measure.parameters(state.policy.params)
   holder = [state]
   del state  # the phases donate it

@@ -73,6 +73,20 @@ def make(model: configs.Model, config: configs.PPO = CONFIG, tokenizer: Any = No
   return stage, state, jax.jit(stage.freeze)(params)
 
 
+def shaped(model: configs.Model, config: configs.PPO = CONFIG, tokenizer: Any = None
+           ) -> tuple[Any, Any, Any]:
+  """`make` by shapes: nothing is compiled, and no memory taken."""
+  stages = []
+
+  def build():
+    stage, *rest = make(model, config, tokenizer)
+    stages.append(stage)
+    return rest
+
+  state, frozen = jax.eval_shape(build)
+  return stages[0], state, frozen
+
+
 def batch_of(model: configs.Model, config: configs.PPO = CONFIG) -> dict[str, Any]:
   """Random prompts of full length, and rows of text where the config has any."""
   random = np.random.default_rng(0)
