@@ -20,7 +20,7 @@ from typing import Any
 
 from rlhf_jax import arguments
 from rlhf_jax.configs import BadInput, OutOfReach
-from rlhf_jax.data import processes, show
+from rlhf_jax.data import processes, show, store
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -125,12 +125,13 @@ def _begun(options: argparse.Namespace) -> Any:
   """
   if options.data is not None and not options.data.is_dir():
     raise BadInput(f'--data {options.data}: no such folder')
+  store.check(options.workdir, '--workdir')
   if options.workdir.exists() and not options.workdir.is_dir():
     raise BadInput(f'--workdir {options.workdir}: is a file, expected a folder')
   from rlhf_jax.data.builders import Place
   from rlhf_jax.runtime import loop
   loop.stopping.install()
-  options.workdir.mkdir(parents=True, exist_ok=True)
+  store.make(options.workdir)
   return Place(options.workdir, options.data, options.skip_bad_rows)
 
 
@@ -168,10 +169,12 @@ def _named(options: argparse.Namespace) -> tuple[Any, str]:
   given = bool(options.workdir) + bool(options.run)
   if given not in (0, 2) or bool(options.model) == bool(given):
     raise BadInput('name a model: either --model FOLDER, or --workdir DIR and --run RUN')
-  folder = options.workdir or Path(options.model).expanduser().resolve().parent
+  model = store.absolute(store.path(options.model or '').expanduser())
+  store.check(options.workdir or model, '--workdir' if given else '--model')
+  folder = options.workdir or model.parent
   data = getattr(options, 'data', None)
   # A slash tells a folder from a run.
-  name = options.run or str(Path(options.model).expanduser().resolve())
+  name = options.run or str(model)
   return Place(folder, data, getattr(options, 'skip_bad_rows', False)), name
 
 
@@ -199,6 +202,7 @@ def _perplexity(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
   from rlhf_jax.runtime import export
+  store.check(options.workdir, '--workdir')
   architecture = export.export(options.workdir, options.run, options.out, options.dtype,
                                options.ema)
   print(f'{options.out}: {architecture}, tokenizer and model card')
@@ -229,6 +233,7 @@ def _preflight(options: argparse.Namespace, overridden: list[tuple[str, str]],
 
 def _report(options: argparse.Namespace) -> int:
   from rlhf_jax import report
+  store.check(options.workdir, 'report')
   if not options.workdir.is_dir():
     raise BadInput(f'{options.workdir}: no such folder')
   print(report.write(options.workdir))

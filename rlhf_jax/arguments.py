@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import show
+from rlhf_jax.data import show, store
 
 DESCRIPTION = """\
 InstructGPT in JAX: pretrain → SFT → rankings → reward model → PPO-ptx.
@@ -100,7 +100,7 @@ def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse
     'export', help="a finished run in Hugging Face's layout", description=EXPORT_DESCRIPTION,
     allow_abbrev=False)
   add = export.add_argument
-  add('--workdir', type=Path, required=True, metavar='DIR')
+  add('--workdir', type=store.path, required=True, metavar='DIR')
   add('--run', required=True, metavar='RUN')
   add('--out', type=Path, required=True, metavar='FOLDER')
   add('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32')
@@ -110,7 +110,7 @@ def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse
   _sweep_options(commands)
 
   report = commands.add_parser('report', help='write DIR/report.html again')
-  report.add_argument('workdir', type=Path, metavar='DIR')
+  report.add_argument('workdir', type=store.path, metavar='DIR')
   return top, run, _preflight_options(commands)
 
 
@@ -120,7 +120,8 @@ def _run_options(commands: Any) -> argparse.ArgumentParser:
   add = run.add_argument
   add('file', type=Path, nargs='?', metavar='FILE', help='an experiment file')
   add('runs', nargs='*', metavar='RUN', help='runs to make; all if none is named')
-  add('--workdir', type=Path, metavar='DIR', help='where everything is written')
+  add('--workdir', type=store.path, metavar='DIR',
+      help='where everything is written: a folder, or gs://BUCKET/FOLDER')
   add('--data', type=Path, metavar='DIR', help='what relative paths of sources are below')
   add('--skip-bad-rows', action='store_true',
       help='count and leave out rows that cannot be read, instead of stopping')
@@ -167,7 +168,8 @@ def _sweep_options(commands: Any) -> None:
     allow_abbrev=False)
   add = sweep.add_argument
   add('file', type=Path, metavar='FILE', help='an experiment file with a `sweep`')
-  add('--workdir', type=Path, metavar='DIR', help='where everything is written')
+  add('--workdir', type=store.path, metavar='DIR',
+      help='where everything is written: a folder, or gs://BUCKET/FOLDER')
   add('--list', action='store_true', help='name the points, one a line')
   add('--point', default='', metavar='NAME', help='make this point alone, and what it rests on')
   add('--data', type=Path, metavar='DIR', help='as in `run`')
@@ -181,7 +183,7 @@ def _model(command: argparse.ArgumentParser) -> Any:
   """Adds the two ways to name a model; returns add_argument."""
   add = command.add_argument
   add('--model', metavar='FOLDER', help="a folder in Hugging Face's layout, or DIR/RUN")
-  add('--workdir', type=Path, metavar='DIR', help='with --run: a finished run of this folder')
+  add('--workdir', type=store.path, metavar='DIR', help='with --run: a finished run of this folder')
   add('--run', metavar='RUN')
   return add
 

@@ -29,7 +29,7 @@ ARROWS = {
   'feedback': {'model', 'objectives', 'data'},
   'evaluation': {'model', 'objectives', 'data', 'feedback'},
   'runtime': {'stages', 'feedback', 'evaluation', 'model', 'data'},
-  'report': set(),
+  'report': {'data.store'},
 }
 CORE = ('objectives', 'model', 'stages')
 FORMATS = ('huggingface.py', 'families.py')  # of model/: files of others, not the core

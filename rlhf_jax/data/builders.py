@@ -10,7 +10,6 @@ import errno
 import hashlib
 import json
 import logging
-import os
 import pathlib
 import shutil
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ from typing import Any
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput, Source
-from rlhf_jax.data import cards, processes, readers, rows, sources
+from rlhf_jax.data import cards, processes, readers, rows, sources, store
 from rlhf_jax.data.records import Demonstration, Text
 from rlhf_jax.data.rows import Limits
 from rlhf_jax.data.sources import Place, locate, read, require, split
@@ -27,6 +26,7 @@ from rlhf_jax.data.tokenizer import Tokenizer
 __all__ = ['Built', 'Limits', 'Place', 'build', 'locate', 'read', 'read_prompts', 'require',
            'split', 'tokenizer_for']
 
+CARD = 'card.json'  # there once a dataset is whole
 _FORMAT = 2  # of rows and cards; raise it when they change, so that old workdirs build anew
 _log = logging.getLogger('rlhf_jax')
 
@@ -39,7 +39,7 @@ class Built:
   card: dict[str, Any]
 
 
-def build(data: Sequence[Source] | pathlib.Path | str, tokenizer: Tokenizer, place: Place,
+def build(data: Sequence[Source] | pathlib.PurePath | str, tokenizer: Tokenizer, place: Place,
           limits: Limits, *, heldout: float = 0.0, seed: int = 0) -> Built:
   """Tokenises records of one kind into rows, or opens what an earlier call built.
 
@@ -54,8 +54,8 @@ def build(data: Sequence[Source] | pathlib.Path | str, tokenizer: Tokenizer, pla
   tokens, valid, mask [K, P+R], ranks int32 [K], present bool [K]; prompts tokens, valid [P].
   Raises: BadInput for bad rows, or where nothing is left to train on.
   """
-  if isinstance(data, str | pathlib.Path):
-    data = (Source(kind='rankings', files=(str(pathlib.Path(data).absolute()),)),)
+  if isinstance(data, str | pathlib.PurePath):
+    data = (Source(kind='rankings', files=(str(store.absolute(store.path(data))),)),)
   sources.require(data, place)
   if not data:
     raise BadInput('data: expected sources, found none')
@@ -64,12 +64,15 @@ def build(data: Sequence[Source] | pathlib.Path | str, tokenizer: Tokenizer, pla
   depends = {'format': _FORMAT, 'limits': dataclasses.asdict(limits), 'heldout': heldout,
              'seed': seed if heldout else 0, 'tokenizer': tokenizer.identity}
   folder = place.workdir / 'data' / f'{kind}-{_digest(data, place, depends)}'
+  # a folder of a disk gets its name when it is whole
+  whole = folder if store.is_local(folder) else folder / CARD
   if not processes.first():
-    processes.wait_for(folder)
-  elif not folder.is_dir():
+    processes.wait_for(whole)
+  elif not whole.exists():
     _build(folder, data, tokenizer, place, heldout, seed, limits)
   from rlhf_jax.data import datasets  # half a second
-  card = json.loads((folder / 'card.json').read_text(encoding='utf-8'))
+  folder = store.fetched(folder, folder.name, CARD)  # array_record reads local files
+  card = json.loads((folder / CARD).read_text(encoding='utf-8'))
   return Built(*(datasets.open_rows(kind, folder, name) for name in ('train', 'heldout')), card)
 
 
@@ -83,14 +86,17 @@ def _digest(data: Sequence[Source], place: Place, depends: Mapping[str, Any]) ->
     if readers.own(reader):
       digest.update(source.split.encode() + sources.code(reader.rpartition(':')[0]))
     for path in [*paths, *(other for main in paths for other in readers.beside(main, reader))]:
-      with open(path, 'rb') as file:
+      with path.open('rb') as file:
         digest.update(hashlib.file_digest(file, 'sha256').digest())
   return digest.hexdigest()[:12]
 
 
 def _build(folder: pathlib.Path, data: Sequence[Source], tokenizer: Tokenizer, place: Place,
            heldout: float, seed: int, limits: rows.Limits) -> None:
-  """Writes rows and card beside `folder`, then renames: a killed build leaves nothing half-used."""
+  """Writes rows and card beside `folder`, then renames: a killed build leaves nothing half-used.
+
+  In a store the card is put up last, and without it nothing is used.
+  """
   from rlhf_jax.data import datasets  # half a second
   kind = data[0].kind
   pieces, split_of, card = account(data, tokenizer, place, limits, heldout, seed)
@@ -101,13 +107,16 @@ def _build(folder: pathlib.Path, data: Sequence[Source], tokenizer: Tokenizer, p
   if not split_of['train']:
     raise BadInput(f'{kind}: expected records to train on, found none of {card["records"]} '
                    f'left; refused: {json.dumps(card["refused"])}; raise the length limits')
-  half = folder.with_name(f'.{folder.name}.half')
+  there = pathlib.Path(folder) if store.is_local(folder) else store.cache(folder.name)
+  half = there.with_name(f'.{there.name}.half')
   shutil.rmtree(half, ignore_errors=True)  # of a build that was killed
   try:
     half.mkdir(parents=True)
     datasets.write(kind, splits, half)
-    write_text(half / 'card.json', json.dumps(card, indent=1, ensure_ascii=False) + '\n')
-    os.rename(half, folder)
+    store.write(half / CARD, json.dumps(card, indent=1, ensure_ascii=False) + '\n')
+    if not store.is_local(folder):
+      store.put_folder(half, folder, CARD)
+    store.keep(half, there)
   except Exception as error:
     shutil.rmtree(half, ignore_errors=True)
     full = getattr(error, 'errno', None) == errno.ENOSPC or 'No space left' in str(error)
@@ -173,14 +182,3 @@ def _texts(records):
       yield record.prompt
       if isinstance(record, Demonstration):
         yield record.response
-
-
-def write_text(path: pathlib.Path, text: str) -> None:
-  """Writes a text file, whole or not at all."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  with open(temporary, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)

@@ -9,6 +9,7 @@ is never an error: it is left out and counted.
 """
 
 import collections
+import contextlib
 import dataclasses
 import gzip
 import itertools
@@ -132,7 +133,7 @@ class Reading:
     import pyarrow.parquet
     self.unit = ': row '
     try:
-      with pyarrow.parquet.ParquetFile(self.path) as file:
+      with self.path.open('rb') as opened, pyarrow.parquet.ParquetFile(opened) as file:
         for batch in file.iter_batches():
           for row in batch.to_pylist():
             self.rows += 1
@@ -156,8 +157,10 @@ class Reading:
     self.rows = count + self.refused.total()
 
 
-def _open(path: pathlib.Path) -> Any:
-  return (gzip.open if path.suffix == '.gz' else open)(path, 'rb')
+@contextlib.contextmanager
+def _open(path: pathlib.Path) -> Iterator[Any]:
+  with path.open('rb') as file:
+    yield gzip.GzipFile(fileobj=file) if path.suffix == '.gz' else file
 
 
 def _form(path: pathlib.Path) -> str:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.configs import BadInput
+from rlhf_jax.data import store
 
 UNFINISHED = ' …'  # ends the text of a response cut at the limit: judges see it, no eos follows it
 
@@ -207,16 +208,11 @@ def kind_of(record: Record) -> str:
 
 def write_jsonl(path: pathlib.Path, records: Iterable[Record]) -> int:
   """Writes records as JSONL, whole or not at all. Returns how many."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
   count = 0
-  with open(temporary, 'w', encoding='utf-8') as file:
+  with store.writing(path) as file:
     for record in records:
       file.write(json.dumps(to_row(record), ensure_ascii=False) + '\n')
       count += 1
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(temporary, path)
   return count
 
 

@@ -11,6 +11,7 @@ import pathlib
 from typing import Any
 
 from rlhf_jax.configs import BadInput, Source
+from rlhf_jax.data import store
 
 _KINDS = ('text', 'demonstrations', 'rankings', 'prompts')
 _LIMITS = ('prompt_length', 'response_length', 'length', 'k_max')
@@ -74,7 +75,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     'words and characters: no tokenizer is named' if tokenizer is None else 'tokens'))
   print('\n'.join(f'  {line}' for line in cards.lines(card)))
   if options.out:
-    builders.write_text(options.out, json.dumps(card, indent=1, ensure_ascii=False) + '\n')
+    store.write(options.out, json.dumps(card, indent=1, ensure_ascii=False) + '\n')
   return card
 
 

@@ -17,7 +17,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.configs import BadInput, Source
-from rlhf_jax.data import duplicates, processes, published, readers, records
+from rlhf_jax.data import duplicates, processes, published, readers, records, store
 from rlhf_jax.data.records import KINDS, Demonstration, Ranking, Record, Text
 
 _log = logging.getLogger('rlhf_jax')
@@ -170,7 +170,7 @@ def _near(name: str, names: Mapping[str, Any]) -> str:
 
 def locate(name: str, place: Place) -> pathlib.Path:
   """The path that a config names: relative ones are below --data, where that was given."""
-  path = pathlib.Path(name).expanduser()
+  path = pathlib.Path(name).expanduser() if store.is_local(name) else store.path(name)
   return path if place.data is None or path.is_absolute() else place.data / path
 
 

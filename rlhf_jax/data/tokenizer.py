@@ -15,7 +15,6 @@ token than eos (GPT-2's <|endoftext|> only parts documents).
 
 import functools
 import json
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,7 +24,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import chat, settings
+from rlhf_jax.data import chat, settings, store
 from rlhf_jax.data.records import Chat
 from rlhf_jax.data.settings import Settings
 
@@ -97,7 +96,7 @@ class Tokenizer:
 
     Raises: BadInput where it is missing or is none, or where a setting makes no sense.
     """
-    path = pathlib.Path(path)
+    path = store.path(path)
     if not path.is_file():
       raise BadInput(f'{path}: expected a tokenizer.json, found no such file')
     try:
@@ -113,20 +112,14 @@ class Tokenizer:
 
   def save(self, path: str | pathlib.Path) -> None:
     """Writes tokenizer.json, and what was read beside it; each file whole or not at all."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = store.path(path)
     written = {path.name: self.json}
     if self._given != Settings():
       written |= {name: json.dumps(content, ensure_ascii=False, indent=1) + '\n'
                   for name, content in (('tokenizer_config.json', self.config()),
                                         ('generation_config.json', self.generation()))}
     for name, content in written.items():
-      temporary = path.with_name(f'.{name}.{os.getpid()}')
-      with open(temporary, 'w', encoding='utf-8') as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-      os.replace(temporary, path.with_name(name))
+      store.write(path.with_name(name), content)
 
   @functools.cached_property
   def json(self) -> str:

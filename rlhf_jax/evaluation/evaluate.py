@@ -66,7 +66,7 @@ def run(
   Returns: {"labelers", "reward_model", "models"} as in results.json, "prompts", "refused_prompts".
   Raises: BadInput for a config that cannot be, bad prompts or rankings.
   """
-  (folder / 'evaluations').mkdir(parents=True, exist_ok=True)
+  store.make(folder / 'evaluations')
   judge = records.load_judge(config.judge) if config.judge and processes.first() else None
   evaluation = _Evaluation(config, parents, place, folder, name, judge, ())
   _check(evaluation)
@@ -312,7 +312,7 @@ def _read_rankings(
 ) -> list[records.Ranking]:
   """The rankings of a Collect run, or of sources."""
   if isinstance(where, str):
-    path = (evaluation.place.workdir / where / 'rankings.jsonl').resolve()
+    path = store.absolute(evaluation.place.workdir) / where / 'rankings.jsonl'
     if not path.is_file():
       raise configs.BadInput(f'{evaluation.name}.rankings: run {where!r} left no {path}')
     where = (configs.Source(kind='rankings', files=(str(path),)),)
@@ -336,7 +336,7 @@ def _rows_path(evaluation: _Evaluation, label: str) -> pathlib.Path:
 
 
 def _read_rows(path: pathlib.Path) -> list[dict[str, Any]]:
-  with open(path, encoding='utf-8') as file:
+  with path.open('r', encoding='utf-8') as file:
     return [json.loads(line) for line in file]
 
 

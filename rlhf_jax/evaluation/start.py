@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from rlhf_jax.data import builders
+from rlhf_jax.data import store
 from rlhf_jax.evaluation import along, best_of_n, overoptimization, winrate
 from rlhf_jax.evaluation.along import Fixed, Score
 from rlhf_jax.feedback.pieces import Pieces, packed, unpacked
@@ -111,9 +111,9 @@ def _fit(gold: np.ndarray, proxies: np.ndarray) -> dict[str, Any] | None:
 def write(folder: pathlib.Path, name: str, of: str, found: dict[str, Any], rows: Sequence[Any]
           ) -> None:
   """FOLDER/NAME.jsonl, the rows; then FOLDER/NAME.json, the numbers."""
-  builders.write_text(folder / f'{name}.jsonl', ''.join(
+  store.write(folder / f'{name}.jsonl', ''.join(
     json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
-  builders.write_text(folder / f'{name}.json', json.dumps({'of': of, **found}, allow_nan=False))
+  store.write(folder / f'{name}.json', json.dumps({'of': of, **found}, allow_nan=False))
 
 
 def read(folder: pathlib.Path, name: str, of: str) -> dict[str, Any] | None:

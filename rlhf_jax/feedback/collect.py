@@ -55,7 +55,7 @@ def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Pla
   """
   _check(config, name)
   policy = parents['policy']
-  folder.mkdir(parents=True, exist_ok=True)
+  store.make(folder)
   prompts, card = builders.read_prompts(
     config.prompts, policy.tokenizer, place, builders.Limits.like(config))
   blocks = plan([draw_k(config, index) for index in range(len(prompts))], config.batch)

@@ -64,7 +64,7 @@ def read(workdir: pathlib.Path, without: Collection[str] = ()) -> Contents:
     if 'kind' in described:
       runs[path.parent.name] = _run(path.parent, described, left_out)
   cards = {path.parent.relative_to(workdir / 'data').as_posix(): read_json(path, left_out)
-           for path in sorted((workdir / 'data').glob('**/card.json'))}
+           for path in sorted((workdir / 'data').glob('*/card.json'))}
   results = read_json(workdir / 'results.json', left_out)
   return Contents(workdir, _in_order(runs), results,
                   {name: card for name, card in cards.items() if card},
@@ -104,7 +104,7 @@ def _bytes(path: pathlib.Path, left_out: list[str]) -> bytes:
   except FileNotFoundError:
     return b''
   except OSError as error:
-    left_out.append(f'{path}: {error.strerror}')
+    left_out.append(f'{path}: {error.strerror or error}')
     return b''
 
 

@@ -6,7 +6,6 @@ Left out: anything that would have to load a model.
 
 import json
 import math
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import jinja2
 import markupsafe
 
 from rlhf_jax.configs import BadInput
+from rlhf_jax.data import store
 from rlhf_jax.report import figures, findings, study
 from rlhf_jax.report.contents import Contents, Run, read
 
@@ -56,25 +56,19 @@ def write(workdir: pathlib.Path | str) -> pathlib.Path:
 
   Raises: BadInput if there is no run in DIR.
   """
-  workdir = pathlib.Path(workdir)
+  workdir, path = store.path(workdir), store.path(workdir) / 'report.html'
   if study.is_sweep(workdir):
     contents = read(workdir, without=study.points(workdir))
     if contents.runs:
-      _write(workdir / 'runs.html', page(contents))
-    return _write(workdir / 'report.html', study.page(workdir, _environment()))
+      store.write(workdir / 'runs.html', page(contents))
+    store.write(path, study.page(workdir, _environment()))
+    return path
   contents = read(workdir)
   if not contents.runs:
     raise BadInput(
       f'{workdir}: no run is in there (no RUN/config.json); give the --workdir of a run'
     )
-  return _write(workdir / 'report.html', page(contents))
-
-
-def _write(path: pathlib.Path, text: str) -> pathlib.Path:
-  """Writes a page, whole or not at all."""
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_text(text, encoding='utf-8')
-  os.replace(temporary, path)
+  store.write(path, page(contents))
   return path
 
 
@@ -83,7 +77,7 @@ def page(contents: Contents) -> str:
   told = findings.roles(contents)
   models = contents.results.get('models') or {}
   return _environment().get_template('page.html').render(
-    title=contents.workdir.resolve().name,
+    title=store.absolute(contents.workdir).name,
     contents=contents,
     roles=told,
     models=models,

@@ -6,7 +6,6 @@ DIR/figures/. Left out: every number that is not in those files already.
 
 import csv
 import io
-import os
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +14,7 @@ import jinja2
 import markupsafe
 import pyarrow.parquet
 
+from rlhf_jax.data import store
 from rlhf_jax.report import contents, study_figures
 from rlhf_jax.report.study_figures import Variant
 
@@ -53,13 +53,14 @@ def page(workdir: pathlib.Path, environment: jinja2.Environment) -> str:
   left_out: list[str] = []
   told = contents.read_json(workdir / 'summary.json', left_out)
   variants = [one for one in told['variants'] if one['finished']]
-  table = pyarrow.parquet.read_table(workdir / 'sweep.parquet')
+  with (workdir / 'sweep.parquet').open('rb') as file:
+    table = pyarrow.parquet.read_table(file)
   drawn = _figures(told, variants, table)
   for name, (svg, rows) in drawn.items():
-    _write(workdir / 'figures' / f'{name}.svg', standalone(svg))
-    _write(workdir / 'figures' / f'{name}.csv', as_csv(rows))
+    store.write(workdir / 'figures' / f'{name}.svg', standalone(svg))
+    store.write(workdir / 'figures' / f'{name}.csv', as_csv(rows))
   return environment.get_template('study.html').render(
-    title=workdir.resolve().name, told=told, variants=variants,
+    title=store.absolute(workdir).name, told=told, variants=variants,
     drawn={name: markupsafe.Markup(svg) for name, (svg, _) in drawn.items()},
     panels={name: title for name, title in PANELS.items()
             if any(name in one['measures'] for one in variants)},
@@ -82,13 +83,6 @@ def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
   writer.writeheader()
   writer.writerows(rows)
   return out.getvalue()
-
-
-def _write(path: pathlib.Path, text: str) -> None:
-  path.parent.mkdir(exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  temporary.write_text(text, encoding='utf-8')
-  temporary.replace(path)
 
 
 def _figures(told: Mapping[str, Any], variants: Sequence[Variant], table: Any

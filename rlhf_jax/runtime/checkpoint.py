@@ -4,7 +4,8 @@ Enter: a state (any tree of arrays) and its step. Leave: the newest state on dis
 any mesh and any number of processes; the parents that later runs start from. All processes write
 arrays, each its own; process 0 lists, looks for damage and removes.
 A checkpoint counts once checkpoints.json lists each of its files with size and CRC: orbax renames a
-finished save into place, but cannot tell that a file was cut or lost afterwards.
+finished save into place, but cannot tell that a file was cut or lost afterwards. In an object
+store, which has checksums of its own, sizes are enough.
 Left out: the input pipeline, which is a function of (seed, step) and has no state; the best-of-run
 choice, which is part of the state.
 """
@@ -12,7 +13,6 @@ choice, which is part of the state.
 import concurrent.futures
 import dataclasses
 import logging
-import shutil
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +24,7 @@ import orbax.checkpoint as ocp
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import processes
+from rlhf_jax.data import processes, store
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import sharding, transformer
 from rlhf_jax.runtime import workdir
@@ -38,7 +38,7 @@ class Checkpoints:
   """DIR/RUN/checkpoints/STEP/, written in the background, the last two kept."""
 
   def __init__(self, folder: Path):
-    self._folder = folder.resolve() / 'checkpoints'
+    self._folder = store.absolute(folder) / 'checkpoints'
     self._listing = self._folder.with_suffix('.json')
     self._writer = ocp.StandardCheckpointer()
     self._thread = concurrent.futures.ThreadPoolExecutor(1, 'checkpoints')
@@ -62,7 +62,7 @@ class Checkpoints:
     """
     self.wait()
     if processes.first():
-      shutil.rmtree(self._folder / str(step), ignore_errors=True)
+      store.remove(self._folder / str(step))
     self._writer.save(self._folder / str(step), state)
     self._under_way = self._thread.submit(self._list_and_prune, step)
 
@@ -112,7 +112,7 @@ class Checkpoints:
       return
     for path in self._folder.glob('*') if self._folder.exists() else ():
       if not path.name.isdigit() or int(path.name) > step:
-        shutil.rmtree(path, ignore_errors=True)
+        store.remove(path)
     listed = {s: files for s, files in self._listed().items() if s <= step}
     if self._listing.exists():
       workdir.write_json(self._listing, listed)
@@ -144,28 +144,33 @@ class Checkpoints:
     kept = sorted(listed)[-KEEP:]
     workdir.write_json(self._listing, {s: listed[s] for s in kept})
     for s in set(listed) - set(kept):
-      shutil.rmtree(self._folder / str(s), ignore_errors=True)
+      store.remove(self._folder / str(s))
 
   def _damage(self, step: int, listed: Mapping[int, Mapping[str, list[int]]]) -> str:
     """What is wrong with a checkpoint; '' if its files are those that were written."""
     if step not in listed:
       return 'it was never finished'
-    folder = self._folder / str(step)
-    for name, (size, crc) in listed[step].items():
-      file = folder / name
-      if not file.is_file():
-        return f'{name} is missing'
-      if file.stat().st_size != size:
-        return f'{name} has {file.stat().st_size} bytes, not {size}'
-      if zlib.crc32(file.read_bytes()) != crc:
-        return f'{name} has other bytes than were written'
-    return ''
+    return _differs(self._folder / str(step), listed[step])
 
 
-def _files(folder: Path) -> dict[str, list[int]]:
-  """Path inside `folder` -> [size, CRC-32]."""
-  contents = ((p, p.read_bytes()) for p in sorted(folder.rglob('*')) if p.is_file())
-  return {str(p.relative_to(folder)): [len(data), zlib.crc32(data)] for p, data in contents}
+def _files(folder: Path) -> dict[str, list[int | None]]:
+  """Path inside `folder` -> [size, CRC-32]; in a store, which has checksums of its own, null."""
+  crc = lambda file: zlib.crc32(file.read_bytes()) if store.is_local(file) else None
+  return {name: [size, crc(folder / name)] for name, size in store.files(folder).items()}
+
+
+def _differs(folder: Path, listed: Mapping[str, list[int | None]]) -> str:
+  """The first file that is not as it was listed, and how; '' if all are."""
+  found = store.files(folder)
+  for name, (size, crc) in listed.items():
+    if name not in found:
+      return f'{name} is missing'
+    if found[name] != size:
+      return f'{name} has {found[name]} bytes, not {size}'
+    known = crc is not None and store.is_local(folder)
+    if known and zlib.crc32((folder / name).read_bytes()) != crc:
+      return f'{name} has other bytes than were written'
+  return ''
 
 
 def _first_line(error: BaseException) -> str:
@@ -178,25 +183,27 @@ def _first_line(error: BaseException) -> str:
 def export(folder: Path, kind: str, model: configs.Model, tokenizer: Tokenizer,
            trees: Mapping[str, Any]) -> None:
   """Writes DIR/RUN/model/{params/, ema/ if there is one, model.json, tokenizer.json}, whole or not
-  at all.
+  at all; in a store, where no folder can be renamed, it counts once finished.json is there.
   """
-  target, temporary = folder / 'model', folder / '.model'
+  target = folder / 'model'
+  temporary = folder / '.model' if store.is_local(folder) else target
   if processes.first():
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
+    store.remove(temporary)
+    store.make(temporary)
     tokenizer.save(temporary / 'tokenizer.json')
   processes.barrier()
   with ocp.StandardCheckpointer() as writer:
     for name, tree in trees.items():
       if tree is not None:
-        writer.save(temporary.resolve() / name, tree)
+        writer.save(store.absolute(temporary) / name, tree)
         writer.wait_until_finished()
   if not processes.first():
     return
   workdir.write_json(temporary / 'model.json', {'kind': kind, 'model': dataclasses.asdict(model)})
   workdir.write_json(folder / 'model.files.json', _files(temporary))
-  shutil.rmtree(target, ignore_errors=True)
-  temporary.rename(target)
+  if temporary != target:
+    store.remove(target)
+    temporary.rename(target)
 
 
 def load_parent(folder: Path, weights: str = 'params',
@@ -225,7 +232,7 @@ def load_parent(folder: Path, weights: str = 'params',
     raise BadInput(f'{folder}/model: has no {weights}; {again}')
   model = workdir.from_json(configs.Model, described['model'])
   with ocp.StandardCheckpointer() as reader:
-    path = (folder / 'model' / weights).resolve()
+    path = store.absolute(folder) / 'model' / weights
     shapes = jax.tree.map(_on_host, reader.metadata(path).item_metadata.tree)
     if mesh is not None:
       axes = transformer.axes(model, scalar=described['kind'] == 'reward')
@@ -239,11 +246,9 @@ def load_parent(folder: Path, weights: str = 'params',
 
 def _check_model(folder: Path, again: str) -> None:
   """BadInput if a file of the model is not as it was written."""
-  for name, (size, crc) in (workdir.read_json(folder / 'model.files.json') or {}).items():
-    file = folder / 'model' / name
-    data = file.read_bytes() if file.is_file() else b''
-    if len(data) != size or zlib.crc32(data) != crc:
-      raise BadInput(f'{file}: is damaged ({len(data)} bytes, {size} were written); {again}')
+  damage = _differs(folder / 'model', workdir.read_json(folder / 'model.files.json') or {})
+  if damage:
+    raise BadInput(f'{folder}/model: is damaged ({damage}); {again}')
 
 
 def _on_host(leaf: Any) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from rlhf_jax.data import processes
+from rlhf_jax.data import processes, store
 
 KEPT = 2  # a sweep goes to and fro between the runs with ptx and those without
 _held: dict[bytes, Any] = {}
@@ -38,10 +38,12 @@ def keep(folder: Path) -> None:
   compiles nothing.
   """
   if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
-    if processes.first():
+    if processes.first() and store.is_local(folder):
       drop_torn(folder / '.jax_cache')
     processes.barrier()
-    jax.config.update('jax_compilation_cache_dir', str(folder.resolve() / '.jax_cache'))
+    jax.config.update('jax_compilation_cache_dir', str(store.absolute(folder) / '.jax_cache'))
+    if not store.is_local(folder):  # XLA itself opens local files only
+      jax.config.update('jax_persistent_cache_enable_xla_caches', 'none')
     compilation_cache.reset_cache()  # else the folder of this process's first compilation stays
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)

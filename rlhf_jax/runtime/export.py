@@ -13,7 +13,7 @@ from typing import Any
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import builders
+from rlhf_jax.data import store
 from rlhf_jax.model import huggingface
 from rlhf_jax.runtime import checkpoint, workdir
 from rlhf_jax.runtime.experiment import near, references
@@ -105,7 +105,7 @@ def export(folder: Path, run: str, out: Path, dtype: str = 'float32', ema: bool 
               'pad_token_id': tokenizer.pad}
   architecture = huggingface.save(out, parent.model, parent.params, kind, dtype=dtype,
                                   settings=settings)
-  builders.write_text(out / 'tokenizer.json', tokenizer.published())
+  store.write(out / 'tokenizer.json', tokenizer.published())
   workdir.write_json(out / 'tokenizer_config.json',
                      tokenizer.config() | {'model_max_length': parent.model.context})
   if kind == 'policy':
@@ -113,7 +113,7 @@ def export(folder: Path, run: str, out: Path, dtype: str = 'float32', ema: bool 
     workdir.write_json(out / 'generation_config.json', ids | {
       'do_sample': True, 'temperature': temperature, 'top_k': 0, 'top_p': 1.0,
       'max_new_tokens': parent.config.response_length})
-  builders.write_text(out / 'README.md', card(folder, run, parent, kind, dtype, ema))
+  store.write(out / 'README.md', card(folder, run, parent, kind, dtype, ema))
   return architecture
 
 

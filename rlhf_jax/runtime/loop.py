@@ -353,7 +353,7 @@ class _Run:
     if not self.options.profile or not self.metrics:
       return
     if done == 1:
-      jax.profiler.start_trace(str(self.folder / 'profile'), create_perfetto_trace=True)
+      jax.profiler.start_trace(str(self.metrics.here / 'profile'), create_perfetto_trace=True)
       self.tracing = True
     elif done == 1 + self.options.profile:
       jax.block_until_ready(pending)

@@ -11,7 +11,6 @@ import json
 import math
 import os
 import re
-import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -22,10 +21,12 @@ import rich.progress
 from tensorboardX import event_file_writer
 from tensorboardX.proto import event_pb2, summary_pb2
 
+from rlhf_jax.data import store
 from rlhf_jax.runtime import workdir
 
 PLAIN_SECONDS = 5.0  # between two progress lines in a pipe
 BOARD_SECONDS = 5.0  # between two flushes of TensorBoard's events
+ROWS = ('metrics.jsonl', 'samples.jsonl')
 CLOCK = ('_seconds', '_per_second', '_bytes')
 console = rich.console.Console(highlight=False, soft_wrap=True)
 if not console.is_terminal:
@@ -45,15 +46,19 @@ class Metrics:
     them.
     """
     self._folder = folder
-    for name in ('metrics.jsonl', 'samples.jsonl'):
+    for name in ROWS:
       cut_back(folder / name, step)
     evaluations = folder / 'evaluations'
     for path in evaluations.glob('*.jsonl') if evaluations.exists() else ():
       if path.stem.isdigit() and int(path.stem) > step:
         path.unlink()
-    self._file = (folder / 'metrics.jsonl').open('a', encoding='utf-8')
-    self._samples = (folder / 'samples.jsonl').open('a', encoding='utf-8')
-    self._board = Board(folder / 'tensorboard', step)
+    if step == 0:
+      store.remove(folder / 'tensorboard')
+    self._growing = store.Growing(folder, ROWS)
+    self.here = self._growing.here  # where files that grow, and those of a profiler, are written
+    self._file, self._samples = (
+      (self.here / name).open('a', encoding='utf-8') for name in ROWS)
+    self._board = Board(self.here / 'tensorboard', step)
 
   def write(self, step: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """Appends {'step': step, …}; numbers that are not finite become null. Returns the row."""
@@ -73,18 +78,21 @@ class Metrics:
     """Writes evaluations/STEP.jsonl."""
     lines = [json.dumps(workdir.finite(row), ensure_ascii=False) + '\n' for row in rows]
     if lines:
-      workdir.write(self._folder / 'evaluations' / f'{step}.jsonl', ''.join(lines))
+      store.write(self._folder / 'evaluations' / f'{step}.jsonl', ''.join(lines))
 
   def sync(self) -> None:
-    """Until all rows are on disk: before a checkpoint, which must never be ahead of them."""
+    """Until all rows are on disk, or in the store: before a checkpoint, which must never be ahead
+    of them.
+    """
     for file in (self._file, self._samples):
       file.flush()
       os.fsync(file.fileno())
     self._board.flush()
+    self._growing.sync()
 
   def close(self) -> None:
     """Closes the files; what a full disk keeps from being written was told when it was written."""
-    for file in (self._file, self._samples, self._board):
+    for file in (self._file, self._samples, self._board, self._growing):
       with contextlib.suppress(OSError):
         file.close()
 
@@ -97,9 +105,7 @@ class Board:
   """
 
   def __init__(self, folder: Path, step: int):
-    """Starts a file that tells TensorBoard to drop what is above `step`; 0 drops all files."""
-    if step == 0:
-      shutil.rmtree(folder, ignore_errors=True)
+    """Starts a file that tells TensorBoard to drop what is above `step`."""
     folder.mkdir(parents=True, exist_ok=True)
     self._writer = event_file_writer.EventsWriter(str(folder / 'events'), f'.{step}.{os.getpid()}')
     if step:
@@ -143,7 +149,7 @@ def cut_back(path: Path, step: int) -> None:
       continue
     kept.append(line)
   if len(''.join(kept)) != len(text):
-    workdir.write(path, ''.join(kept))
+    store.write(path, ''.join(kept))
 
 
 def last_row(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import builders
+from rlhf_jax.data import builders, store
 from rlhf_jax.model import responses
 from rlhf_jax.runtime import checkpoint, models, workdir
 from rlhf_jax.runtime.experiment import near
@@ -95,7 +95,7 @@ def load(folder: Path | None, name: str) -> Parent:
   has a slash in it. Raises BadInput.
   """
   if '/' in name or folder is None:
-    parent = models.load(Path(name).expanduser())
+    parent = models.load(store.path(name).expanduser())
     if parent.config is None and 'head' in parent.params:
       raise BadInput(f'{name}: is a reward model; only policies give responses')
   else:

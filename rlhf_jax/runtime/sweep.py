@@ -28,7 +28,7 @@ import numpy as np
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import builders, records
+from rlhf_jax.data import builders, records, store
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import along, start
 from rlhf_jax.model import sharding
@@ -93,7 +93,7 @@ class Spaced:
     return step in (1, self._last) or passed[-1] > passed[-2]
 
   def _catch_up(self) -> None:
-    with self._path.open('rb') as file:
+    with store.newest(self._path).open('rb') as file:
       file.seek(self._read)
       for line in file:
         kl = json.loads(line).get('kl') or 0.0

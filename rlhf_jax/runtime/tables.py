@@ -6,7 +6,6 @@ Left out: what the numbers mean (evaluation/study.py); figures (report/).
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from rlhf_jax.data import store
 from rlhf_jax.evaluation import study
 from rlhf_jax.runtime import workdir
 from rlhf_jax.runtime.grid import Point
@@ -54,9 +54,8 @@ def table(points: Sequence[study.Made], starts: Mapping[str, Mapping[str, Any]])
 def write(folder: Path, points: Sequence[study.Made], starts: Mapping[str, Mapping[str, Any]],
           told: Mapping[str, Any]) -> dict[str, Any]:
   """Writes DIR/sweep.parquet and DIR/summary.json; returns the summary, which has `told` too."""
-  temporary = folder / f'.sweep.parquet.{os.getpid()}'
-  pyarrow.parquet.write_table(table(points, starts), temporary)
-  temporary.replace(folder / 'sweep.parquet')
+  with store.writing(folder / 'sweep.parquet', 'wb') as file:
+    pyarrow.parquet.write_table(table(points, starts), file)
   summary = {**told, **study.summary(points, starts)}
   workdir.write_json(folder / 'summary.json', summary)
   return summary

@@ -13,10 +13,10 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
 import shutil
 import subprocess
+import tempfile
 import threading
 import time
 import typing
@@ -26,13 +26,14 @@ from typing import Any
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import processes
+from rlhf_jax.data import processes, store
 
 KINDS = {kind.__name__: kind for kind in typing.get_args(configs.Run)}
 # A folder with nothing else holds no work that another configuration could spoil.
 NO_WORK = ('config.json', 'seconds.json', 'metrics.jsonl', 'samples.jsonl', 'tensorboard', '.lock',
            'failed.json')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
+_TICK = {True: 2.0, False: 30.0}  # seconds between two writes; a put into a store costs money
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
 logger = logging.getLogger('rlhf_jax')
 
@@ -40,24 +41,9 @@ logger = logging.getLogger('rlhf_jax')
 # ---------------------------------------------------------------- files that are whole or absent
 
 
-def write(path: Path, text: str) -> None:
-  """Writes a text file so that a reader, or a kill, meets the old one or the new one."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}.{os.getpid()}')
-  try:
-    with temporary.open('w', encoding='utf-8') as file:
-      file.write(text)
-      file.flush()
-      os.fsync(file.fileno())
-    temporary.replace(path)
-  except BaseException:
-    temporary.unlink(missing_ok=True)
-    raise
-
-
 def write_json(path: Path, value: Any) -> None:
-  """`write` of indented JSON without NaN or infinity: they become null."""
-  write(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + '\n')
+  """Writes indented JSON, whole or not at all, without NaN or infinity: they become null."""
+  store.write(path, json.dumps(finite(value), indent=1, ensure_ascii=False, allow_nan=False) + '\n')
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -220,12 +206,15 @@ class Busy(BadInput):
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-  """Holds DIR/.lock, which ends with process 0 however it ends. Raises Busy if another has it."""
-  if not processes.first():
+  """Holds DIR/.lock, which ends with process 0 however it ends. Raises Busy if another has it.
+
+  An object store has no locks: there nothing keeps a second command from working in DIR.
+  """
+  if not (processes.first() and store.is_local(folder)):
     yield
     return
   folder.mkdir(parents=True, exist_ok=True)
-  with (folder / '.lock').open('a+') as file:
+  with open(folder / '.lock', 'a+') as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -257,11 +246,12 @@ class Stopwatch:
     return self._before + time.monotonic() - self._start
 
   @contextlib.contextmanager
-  def ticking(self, every: float = 2.0) -> Iterator['Stopwatch']:
-    """Writes the file from a thread, so that a kill loses two seconds of the sum at most."""
+  def ticking(self) -> Iterator['Stopwatch']:
+    """Writes the file from a thread, so that a kill loses `_TICK` seconds of the sum at most."""
     if not processes.first():
       yield self
       return
+    every = _TICK[store.is_local(self._file)]
     stop = threading.Event()
 
     def tick() -> None:
@@ -282,7 +272,7 @@ class Stopwatch:
       write_json(self._file, {'seconds': round(self.seconds, 3)})
     except OSError as error:  # a clock is not worth stopping for; if the disk is full, others will
       if not self._told:
-        logger.warning('%s: not written (%s)', self._file, error.strerror)
+        logger.warning('%s: not written (%s)', self._file, error.strerror or error)
       self._told = True
 
 
@@ -290,8 +280,9 @@ class Stopwatch:
 
 
 def check_space(folder: Path, needed: int) -> None:
-  """Raises BadInput if the disk of `folder` has less than `needed` bytes left."""
-  free = shutil.disk_usage(folder).free if processes.first() else needed
+  """Raises BadInput if the disk of `folder` has less than `needed` bytes left; a store has room."""
+  asked = processes.first() and store.is_local(folder)
+  free = shutil.disk_usage(folder).free if asked else needed
   if free < needed:
     raise BadInput(no_space(folder, needed))
 
@@ -300,6 +291,8 @@ def no_space(folder: Path, needed: int = 0) -> str:
   """The message for a disk without space; `needed` is what the work at hand would take, in
   bytes.
   """
+  if not store.is_local(folder):
+    folder = Path(tempfile.gettempdir())  # what is on the way to a store
   while not folder.exists():
     folder = folder.parent
   free = shutil.disk_usage(folder).free
@@ -334,7 +327,7 @@ def _size(count: float) -> str:
 def room(folder: Path | None) -> int:
   """Bytes that a workdir's next saves may take: three of its largest checkpoints."""
   largest = 0
-  for listing in folder.glob('*/checkpoints.json') if folder else ():
+  for listing in folder.glob('*/checkpoints.json') if folder and store.is_local(folder) else ():
     for files in json.loads(listing.read_text('utf-8')).values():
       largest = max(largest, sum(length for length, _ in files.values()))
   return 3 * largest

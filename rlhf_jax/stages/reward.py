@@ -19,7 +19,7 @@ import optax
 
 from rlhf_jax import configs
 from rlhf_jax.data import batches as data_batches
-from rlhf_jax.data import builders
+from rlhf_jax.data import builders, store
 from rlhf_jax.model import experience, responses, sharding, transformer
 from rlhf_jax.objectives import likelihood, ranking
 from rlhf_jax.stages import stage
@@ -96,7 +96,8 @@ def _sources(config, parents, role) -> tuple[configs.Source, ...]:
   data = getattr(config, role)
   if not isinstance(data, str):
     return data
-  file = parents[role].folder.absolute() / 'rankings.jsonl'  # relative ones would be below --data
+  # relative ones would be below --data
+  file = store.absolute(parents[role].folder) / 'rankings.jsonl'
   return (configs.Source(kind='rankings', files=(str(file),)),)
 
 

@@ -40,7 +40,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypat
   def full(_):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-  monkeypatch.setattr(workdir.os, 'fsync', full)
+  monkeypatch.setattr(os, 'fsync', full)
   with pytest.raises(OSError, match='No space'):
     workdir.write_json(path, {'x': 2})
   assert json.loads(path.read_text()) == {'x': 1}
