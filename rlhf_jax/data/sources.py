@@ -152,6 +152,8 @@ def require(sources: Sequence[Source], place: Place) -> None:
     if bool(source.files) == bool(source.make):
       raise BadInput(f'source of {source.kind}: expected either files or make, found '
                      f'{"both" if source.files else "neither"}')
+    for path in (locate(name, place) for name in source.files):
+      store.check(path, 'source')
     missing += [name for name in source.files if not locate(name, place).is_file()]
   if not missing:
     return

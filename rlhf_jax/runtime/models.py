@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax.configs import BadInput
+from rlhf_jax.data import store
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import huggingface
 from rlhf_jax.runtime import checkpoint, workdir
@@ -76,5 +77,8 @@ def _described(path: Path) -> huggingface.Description:
     runs = sorted(p.parent.name for p in path.glob('*/finished.json'))
     hint = f'; its runs are {", ".join(f"{path}/{run}" for run in runs)}' if runs else ''
     raise BadInput(f'{path}: expected config.json of a model, found none{hint}')
+  if not store.is_local(path):
+    raise BadInput(f'{path}: weights in this layout are read from local files: copy the folder '
+                   'here first (gcloud storage cp -r)')
   return huggingface.describe(path)
 

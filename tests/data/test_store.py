@@ -1,5 +1,6 @@
 """One code path for files on disks and in an object store; what grows is put up whole."""
 
+import gzip
 import importlib.util
 import json
 import shutil
@@ -7,11 +8,14 @@ import urllib.error
 import urllib.request
 
 import object_store
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from rlhf_jax import __main__, configs
 from rlhf_jax.data import builders, store
 from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.runtime import models
 
 # gcsfs writes over what it was to append to, and warns
 pytestmark = pytest.mark.filterwarnings('error:Append mode')
@@ -149,6 +153,31 @@ def test_a_tokenizer_is_read_from_where_it_was_saved(folder):
   saved = Tokenizer.train(['one two three'], 300)
   saved.save(folder / 'tokenizer.json')
   assert Tokenizer.from_file(folder / 'tokenizer.json').identity == saved.identity
+
+
+@pytest.mark.parametrize('form', ['.jsonl', '.jsonl.gz', '.json', '.parquet'])
+def test_sources_are_read_from_where_they_lie(folder, form):
+  rows = [{'text': f'one two {i}'} for i in range(30)]
+  lines = ''.join(json.dumps(row) + '\n' for row in rows).encode()
+  with store.writing(folder / f't{form}', 'wb') as file:
+    if form == '.parquet':
+      pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), file)
+    else:
+      file.write({'.jsonl': lines, '.jsonl.gz': gzip.compress(lines),
+                  '.json': json.dumps(rows).encode()}[form])
+  found, card = builders.read((configs.Source('text', (str(folder / f't{form}'),)),),
+                              builders.Place(folder))
+  assert [record.text for record in found] == [row['text'] for row in rows]
+  assert list(card) == [f't{form}']
+  with pytest.raises(configs.BadInput, match=f'nothing{form}'):
+    builders.read((configs.Source('text', (str(folder / f'nothing{form}'),)),),
+                  builders.Place(folder))
+
+
+def test_a_model_of_others_must_be_local(folder, bucket):
+  store.write(folder / 'config.json', '{"model_type": "llama"}')
+  with pytest.raises(configs.BadInput, match='config.json' if store.is_local(folder) else 'cp -r'):
+    models.load(folder)
 
 
 @pytest.mark.parametrize('words', [

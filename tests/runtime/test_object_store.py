@@ -13,7 +13,7 @@ import numpy as np
 import object_store
 import pytest
 
-from rlhf_jax import configs
+from rlhf_jax import __main__, configs
 from rlhf_jax.data import store
 from rlhf_jax.data.builders import Place
 from rlhf_jax.runtime import checkpoint, loop
@@ -150,7 +150,8 @@ def end(process):
   """Kills a process with those it started."""
   if process.poll() is None:
     os.killpg(process.pid, signal.SIGKILL)
-  process.communicate()
+  if not process.stdout.closed:
+    process.communicate()
 
 
 def start(bucket, *words, launcher=()):
@@ -179,7 +180,7 @@ def kill_in_the_middle(bucket, process, run):
 
 
 @pytest.mark.long
-def test_processes_that_are_killed_end_with_the_bits_of_a_disk(bucket, tmp_path):
+def test_processes_that_are_killed_end_with_the_bits_of_a_disk(bucket, tmp_path, capsys):
   words = ['run', 'experiments/quickstart.py', 'reward', *SMALL]
   ended(start(bucket, *words, '--workdir', str(tmp_path / 'w')))
   for name in ('gpt', 'reward'):
@@ -192,27 +193,31 @@ def test_processes_that_are_killed_end_with_the_bits_of_a_disk(bucket, tmp_path)
     # Once a checkpoint, and where a kill came between the two or left rows to be cut back.
     puts, steps = bucket.puts[f'w/{name}/metrics.jsonl'], len(rows(
       tmp_path / 'w' / name / 'metrics.jsonl'))
-    assert puts <= bucket.puts[f'w/{name}/checkpoints.json'] + 4 and puts < steps, name
+    assert puts <= bucket.puts[f'w/{name}/checkpoints.json'] + 4, name
+    assert puts < steps, name
 
   # ---- what other commands make of it
-  sampled = [ended(start(bucket, 'sample', '--workdir', where, '--run', 'sft', '--prompt', 'tell',
-                         '-n', '2')) for where in (str(tmp_path / 'w'), DIR)]
-  assert sampled[0].splitlines()[-2:] == sampled[1].splitlines()[-2:]
-  named = ended(start(bucket, 'sample', '--model', f'{DIR}/sft', '--prompt', 'tell', '-n', '2'))
-  assert named.splitlines()[-2:] == sampled[0].splitlines()[-2:]
-  exports = [tmp_path / 'local', tmp_path / 'from store']
-  for out, where in zip(exports, (str(tmp_path / 'w'), DIR), strict=True):
-    ended(start(bucket, 'export', '--workdir', where, '--run', 'reward', '--out', str(out)))
-  files = [{name: (out / name).read_bytes() for name in store.files(out)} for out in exports]
-  assert files[0] == files[1]
+  def told(*words):
+    assert __main__.main(words) == 0
+    return capsys.readouterr().out.splitlines()
+
+  local, exports, puts = str(tmp_path / 'w'), [], bucket.puts['w/report.html']
+  asked = ['--prompt', 'tell me', '-n', '2']
+  sampled = [told('sample', *named, *asked) for named in (
+    ('--workdir', local, '--run', 'sft'), ('--workdir', DIR, '--run', 'sft'),
+    ('--model', f'{DIR}/sft'))]
+  assert sampled[0] == sampled[1] == sampled[2] and len(sampled[0]) >= 2
   (tmp_path / 't.txt').write_text('tell me a story')
-  losses = [ended(start(bucket, 'perplexity', '--workdir', where, '--run', 'gpt', '--text',
-                        str(tmp_path / 't.txt'))) for where in (str(tmp_path / 'w'), DIR)]
-  assert losses[0].splitlines()[-1] == losses[1].splitlines()[-1]
-  before = bucket.puts['w/report.html']
-  ended(start(bucket, 'report', DIR))
-  assert bucket.puts['w/report.html'] == before + 1
-  assert b'reward' in bucket.read('w/report.html')
+  losses = [told('perplexity', '--workdir', where, '--run', 'gpt', '--text', str(tmp_path / 't.txt'))
+            for where in (local, DIR)]
+  assert losses[0] == losses[1]
+  for where in (local, DIR):
+    exports.append(tmp_path / f'export {len(exports)}')
+    told('export', '--workdir', where, '--run', 'reward', '--out', str(exports[-1]))
+  files = [{name: (out / name).read_bytes() for name in store.files(out)} for out in exports]
+  assert files[0] == files[1] and 'model.safetensors' in files[0]
+  assert told('report', DIR) == [f'{DIR}/report.html']
+  assert bucket.puts['w/report.html'] == puts + 1 and b'reward' in bucket.read('w/report.html')
 
 
 @pytest.mark.long
