@@ -4,10 +4,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/environment.sh
 
+optional() {
+  set_up "$1" || echo "the extra '$1' cannot be installed here: its tests are skipped"
+}
+
 set_up test
+optional gcs
 if [ "${1:-}" = --all ]; then
   shift
-  set_up test,parity || echo "the extra 'parity' (torch, transformers) cannot be installed here: its tests are skipped"
+  optional parity # torch, transformers
   .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
   .venv/bin/ruff check .
 else

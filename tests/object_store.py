@@ -14,7 +14,6 @@ import sys
 import threading
 import urllib.parse
 
-import fsspec
 import pytest
 
 BUCKET = 'bucket'
@@ -45,6 +44,7 @@ class ObjectStore:
 
   def use(self, patch: pytest.MonkeyPatch) -> None:
     """Makes this process use this store."""
+    import fsspec  # comes with gcsfs
     for name, value in self.environment.items():
       patch.setenv(name, value)
     patch.setitem(fsspec.config.conf, 'gcs', {'token': 'anon', 'use_listings_cache': False})

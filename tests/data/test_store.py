@@ -17,6 +17,7 @@ from rlhf_jax.data import builders, store
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.runtime import models
 
+pytest.importorskip('gcsfs', reason='object stores need gcsfs: pip install .[gcs]')
 # gcsfs writes over what it was to append to, and warns
 pytestmark = pytest.mark.filterwarnings('error:Append mode')
 

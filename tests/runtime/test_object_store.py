@@ -20,6 +20,7 @@ from rlhf_jax.runtime import checkpoint, loop
 from rlhf_jax.runtime.experiment import Experiment
 from rlhf_jax.runtime.metrics import timeless
 
+pytest.importorskip('gcsfs', reason='object stores need gcsfs: pip install .[gcs]')
 # gcsfs writes over what it was to append to, and warns
 pytestmark = pytest.mark.filterwarnings('error:Append mode')
 ROOT = pathlib.Path(__file__).parents[2]
@@ -208,7 +209,8 @@ def test_processes_that_are_killed_end_with_the_bits_of_a_disk(bucket, tmp_path,
     ('--model', f'{DIR}/sft'))]
   assert sampled[0] == sampled[1] == sampled[2] and len(sampled[0]) >= 2
   (tmp_path / 't.txt').write_text('tell me a story')
-  losses = [told('perplexity', '--workdir', where, '--run', 'gpt', '--text', str(tmp_path / 't.txt'))
+  text = str(tmp_path / 't.txt')
+  losses = [told('perplexity', '--workdir', where, '--run', 'gpt', '--text', text)
             for where in (local, DIR)]
   assert losses[0] == losses[1]
   for where in (local, DIR):
