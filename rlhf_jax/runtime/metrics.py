@@ -8,6 +8,7 @@ Only process 0 writes. Left out: uploading anywhere; figures (report/).
 
 import contextlib
 import json
+import logging
 import math
 import os
 import re
@@ -26,6 +27,7 @@ from rlhf_jax.runtime import workdir
 
 PLAIN_SECONDS = 5.0  # between two progress lines in a pipe
 BOARD_SECONDS = 5.0  # between two flushes of TensorBoard's events
+logger = logging.getLogger('rlhf_jax')
 ROWS = ('metrics.jsonl', 'samples.jsonl')
 CLOCK = ('_seconds', '_per_second', '_bytes')
 console = rich.console.Console(highlight=False, soft_wrap=True)
@@ -92,9 +94,13 @@ class Metrics:
 
   def close(self) -> None:
     """Closes the files; what a full disk keeps from being written was told when it was written."""
-    for file in (self._file, self._samples, self._board, self._growing):
+    for file in (self._file, self._samples, self._board):
       with contextlib.suppress(OSError):
         file.close()
+    try:
+      self._growing.close()
+    except Exception as error:  # whatever ended the run is what is to be told
+      logger.warning('%s: rows after the last checkpoint are not put up (%s)', self._folder, error)
 
 
 class Board:

@@ -270,9 +270,9 @@ class Stopwatch:
   def _write(self) -> None:
     try:
       write_json(self._file, {'seconds': round(self.seconds, 3)})
-    except OSError as error:  # a clock is not worth stopping for; if the disk is full, others will
+    except Exception as error:  # not worth stopping for; if the disk is full, others will
       if not self._told:
-        logger.warning('%s: not written (%s)', self._file, error.strerror or error)
+        logger.warning('%s: not written (%s)', self._file, getattr(error, 'strerror', '') or error)
       self._told = True
 
 

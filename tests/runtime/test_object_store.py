@@ -209,9 +209,8 @@ def test_processes_that_are_killed_end_with_the_bits_of_a_disk(bucket, tmp_path,
     ('--model', f'{DIR}/sft'))]
   assert sampled[0] == sampled[1] == sampled[2] and len(sampled[0]) >= 2
   (tmp_path / 't.txt').write_text('tell me a story')
-  text = str(tmp_path / 't.txt')
-  losses = [told('perplexity', '--workdir', where, '--run', 'gpt', '--text', text)
-            for where in (local, DIR)]
+  text = ('--run', 'gpt', '--text', str(tmp_path / 't.txt'))
+  losses = [told('perplexity', '--workdir', where, *text) for where in (local, DIR)]
   assert losses[0] == losses[1]
   for where in (local, DIR):
     exports.append(tmp_path / f'export {len(exports)}')
