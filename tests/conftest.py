@@ -4,6 +4,8 @@ import importlib.metadata
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+# Read when gcsfs is imported; what it would ask instead of the JSON API, tests/object_store.py is not.
+os.environ['GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT'] = 'false'
 _outside = os.environ.get('XLA_FLAGS')
 # Tiny programs compile three times as fast so; jaxlib 0.11 no longer knows the flag and aborts.
 _quick = importlib.metadata.version('jaxlib') < '0.11' and '--xla_cpu_use_fusion_emitters=false'

@@ -17,9 +17,8 @@ from rlhf_jax.data import builders, store
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.runtime import models
 
-pytest.importorskip('gcsfs', reason='object stores need gcsfs: pip install .[gcs]')
 # gcsfs writes over what it was to append to, and warns
-pytestmark = pytest.mark.filterwarnings('error:Append mode')
+pytestmark = [object_store.NEEDED, pytest.mark.filterwarnings('error:Append mode')]
 
 
 @pytest.fixture(scope='module')

@@ -20,9 +20,8 @@ from rlhf_jax.runtime import checkpoint, loop
 from rlhf_jax.runtime.experiment import Experiment
 from rlhf_jax.runtime.metrics import timeless
 
-pytest.importorskip('gcsfs', reason='object stores need gcsfs: pip install .[gcs]')
 # gcsfs writes over what it was to append to, and warns
-pytestmark = pytest.mark.filterwarnings('error:Append mode')
+pytestmark = [object_store.NEEDED, pytest.mark.filterwarnings('error:Append mode')]
 ROOT = pathlib.Path(__file__).parents[2]
 DIR = f'gs://{object_store.BUCKET}/w'
 STEPS = 8
