@@ -4,7 +4,7 @@ import importlib.metadata
 import os
 
 os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-# Read when gcsfs is imported; what it would ask instead of the JSON API, tests/object_store.py is not.
+# Read when gcsfs is imported: it would ask over gRPC, which tests/object_store.py does not speak.
 os.environ['GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT'] = 'false'
 _outside = os.environ.get('XLA_FLAGS')
 # Tiny programs compile three times as fast so; jaxlib 0.11 no longer knows the flag and aborts.
