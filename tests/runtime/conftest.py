@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import running
 
 from rlhf_jax import configs
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -17,6 +18,14 @@ from rlhf_jax.runtime import loop
 from rlhf_jax.stages.stage import Stage
 
 WIDTH, ROWS = 8, 6
+
+
+@pytest.fixture(autouse=True)
+def nobody_is_left():
+  """A test that fails leaves no process at work."""
+  yield
+  while running.started:
+    running.end(running.started.pop())
 
 
 @pytest.fixture(scope='session')

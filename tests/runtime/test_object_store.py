@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import jax
 import numpy as np
 import object_store
 import pytest
+from running import end, started
 
 from rlhf_jax import __main__, configs
 from rlhf_jax.data import store
@@ -133,25 +133,6 @@ def test_a_lost_file_of_a_model_is_told(faults, bucket):
 
 
 # ---------------------------------------------------------------- real processes, really killed
-
-
-started: list[subprocess.Popen] = []
-
-
-@pytest.fixture(autouse=True)
-def nobody_is_left():
-  """A test that fails leaves no process at work."""
-  yield
-  while started:
-    end(started.pop())
-
-
-def end(process):
-  """Kills a process with those it started."""
-  if process.poll() is None:
-    os.killpg(process.pid, signal.SIGKILL)
-  if not process.stdout.closed:
-    process.communicate()
 
 
 def start(bucket, *words, launcher=()):

@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from running import end, started
 
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime.metrics import timeless
@@ -39,25 +40,6 @@ def environment(tmp_path_factory):
   cache = str(tmp_path_factory.mktemp('executables'))
   return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {
     'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PLATFORMS': 'cpu'}
-
-
-started: list[subprocess.Popen] = []
-
-
-@pytest.fixture(autouse=True)
-def nobody_is_left():
-  """A test that fails leaves no process at work."""
-  yield
-  while started:
-    end(started.pop())
-
-
-def end(process):
-  """Kills a process with those it started, as a machine that is switched off does."""
-  if process.poll() is None:
-    os.killpg(process.pid, signal.SIGKILL)
-  if not process.stdout.closed:
-    process.communicate()
 
 
 def command(folder, words, mesh):
