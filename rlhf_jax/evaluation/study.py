@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.evaluation import judged, overoptimization, winrate
+from rlhf_jax.evaluation import compared, judged, overoptimization, winrate
 
 RESAMPLES = 2000
 CURVE = 40  # places at which curves over √KL are told
@@ -62,14 +62,18 @@ def summary(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]) -> 
   Args:
     starts: key -> what evaluation/start.py found of it.
   """
-  variants = [variant(group, starts[group[0].start]) for group in _groups(points)]
+  groups = _groups(points)
+  variants = [variant(group, starts[group[0].start]) for group in groups]
+  best = recommended(variants)
   return {
     'points': {point.name: _point(point) for point in points},
     'variants': variants,
     'starts': {key: {name: value for name, value in start.items() if name != 'baseline'}
                for key, start in starts.items()},
-    'recommended': recommended(variants),
+    'recommended': best,
     'alone': alone(variants),
+    'paired': paired(groups, variants, best),
+    'same_kl': same_kl(groups, variants, starts),
   }
 
 
@@ -185,6 +189,56 @@ def alone(variants: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                      'gives_back': other['measures']['tax']['mean'] <= allowed}
                     for other in sorted(rivals, key=lambda other: other['beta'])]})
   return entries
+
+
+def paired(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any]],
+           best: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+  """What the recommended variant has more than all others at their last steps, and what the best
+  of each family has more than the rest of it.
+  """
+  found = []
+  for one, group in zip(variants, groups, strict=True):
+    top = best is not None and one['label'] == best['label']
+    if not top and one['label'] not in [told['label'] for told in (best or {}).get(
+        'by_family', {}).values()]:
+      continue
+    for other, rival in zip(variants, groups, strict=True):
+      told = {name: compared.at_the_end(_seeds(group), _seeds(rival), BY_PROMPT[name], two_way)
+              for name in ('gold', 'win_rate')}
+      if other is not one and (top or other['family'] == one['family']) and any(told.values()):
+        found.append({'label': one['label'], 'against': other['label']} | told)
+  return found
+
+
+def same_kl(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any]],
+            starts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Each KL coefficient against the least of its family that went as far, at the same KL.
+
+  'gold' is what it has more there; 'gap' how much more the reward model exceeds the judge, in the
+  judge's units. A penalty that only stops early has 0 of both (Gao et al. 2022, §3.6).
+  """
+  found = []
+  for one, group in zip(variants, groups, strict=True):
+    rivals = [(other['beta'], other['label'], rival) for other, rival in
+              zip(variants, groups, strict=True) if other['finished'] and
+              (other['family'], other['start']) == (one['family'], one['start'])]
+    least, label_, rival = min(rivals, default=(one['beta'], '', group), key=lambda some: some[0])
+    if one['beta'] <= least:
+      continue
+    units = starts[one['start']].get('gold_units') or 1.0
+    values = {'gold': BY_PROMPT['gold'], 'gap': lambda row, units=units: (
+      None if row['judgement'] is None else units * row['proxy'] - row['judgement']['score'])}
+    told = {name: compared.at_the_same_kl(_seeds(group), _seeds(rival), BY_PROMPT['kl'], value,
+                                          two_way) for name, value in values.items()}
+    if told['gold']:
+      found.append({'label': one['label'], 'beta': one['beta'], 'against': label_} | told)
+  return found
+
+
+def _seeds(points: Sequence[Made]) -> dict[int, Mapping[int, Sequence[Mapping[str, Any]]]]:
+  """Evaluations of the finished points by their seed."""
+  return {point.values.get('seed', 0): point.evaluations for point in points
+          if point.status == 'finished' and point.evaluations}
 
 
 def _groups(points: Sequence[Made]) -> list[list[Made]]:

@@ -121,6 +121,35 @@ def test_the_recommended_variant_has_the_highest_lower_bound():
   assert told['recommended']['by_family']['no ptx']['label'] == 'β 0.1, no ptx'
 
 
+def curve(beta, seed, farthest):
+  """A point that walks along one curve, gold = d − d²/4 and proxy = d, as far as `farthest`."""
+  told = {}
+  for step, d in enumerate(np.linspace(0, farthest, 9)):
+    told[step + 1] = [row(win=0.5 + d / 10, gold=d - d * d / 4 + 0.1 * (i % 2), proxy=d / 2,
+                          kl=d * d) for i in range(PROMPTS)]
+  return made(f'{beta}-{seed}', seed, kl_coef=beta, evaluations=told)
+
+
+def test_a_penalty_that_only_stops_early_has_nothing_more_at_the_same_kl():
+  points = [curve(beta, seed, far) for beta, far in ((0.0, 4.0), (0.1, 2.0)) for seed in (0, 1)]
+  told = study.summary(points, {'sft': START})
+  one, = told['same_kl']
+  assert (one['label'], one['against']) == ('β 0.1, no ptx', 'β 0, no ptx')
+  assert one['gold'] | {'low': 0, 'high': 0} == pytest.approx(
+    {'mean': 0, 'low': 0, 'high': 0, 'n': 2 * PROMPTS, 'seeds': 2, 'd': 2}, abs=1e-9)
+  assert one['gap']['mean'] == pytest.approx(0, abs=1e-9)
+
+
+def test_the_recommended_is_paired_with_the_others():
+  points = [curve(beta, seed, far) for beta, far in ((0.0, 4.0), (0.1, 2.0)) for seed in (0, 1)]
+  told = study.summary(points, {'sft': START})
+  assert told['recommended']['beta'] == 0.0  # in this world wins grow for ever
+  other, = told['paired']
+  assert (other['label'], other['against']) == ('β 0, no ptx', 'β 0.1, no ptx')
+  assert other['gold']['mean'] == pytest.approx(-1) and other['gold']['low'] == pytest.approx(-1)
+  assert other['win_rate']['mean'] == pytest.approx(0.2)
+
+
 def test_nobody_judged():
   rows = [row() | {'judgement': None} for _ in range(PROMPTS)]
   told = study.summary([made(evaluations={4: rows})], {'sft': START})

@@ -121,6 +121,14 @@ def test_the_verdict_the_failed_and_the_unhealthy(page):
   assert 'Does any β alone give back what β 0.02, ptx gives back?' in page
 
 
+def test_comparisons(page):
+  """The best against the others of its kind, and every β against β = 0 where that was as far."""
+  same = re.search(r'<h3>At the same KL</h3>.*?</table>', page, re.S)[0]
+  assert same.count('<td>β 0, no ptx</td>') == 4 == same.count('<tr><td>')
+  paired = re.search(r'<h3>The best against the others</h3>.*?</table>', page, re.S)[0]
+  assert paired.count('<tr><td>') >= 5
+
+
 def test_samples_stand_side_by_side_and_are_escaped(page):
   assert '&lt;i&gt;Ask&lt;/i&gt; 0 ?' in page and 'It is 0 &amp; more.' in page
   assert '<i>Ask' not in page

@@ -1,0 +1,92 @@
+"""Variants of a sweep against each other, on the same seeds and the same prompts.
+
+In: the finished points of each variant. Out: differences with intervals that redraw seeds and
+prompts, each pair together, so that what all variants have in common cancels. Left out: what a
+variant is, and its own intervals (study.py).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+# One number of a row of an evaluation; None where there is none.
+Value = Callable[[Mapping[str, Any]], float | None]
+Rows = Sequence[Mapping[str, Any]]
+# Seed -> (step -> rows, one a prompt).
+Seeds = Mapping[int, Mapping[int, Rows]]
+Interval = Callable[[np.ndarray], tuple[float | None, list[float] | None]]
+
+
+def numbers(rows: Rows, value: Value) -> np.ndarray:
+  """float64 [prompts], NaN for None."""
+  found = [value(row) for row in rows]
+  return np.array([np.nan if x is None else float(x) for x in found])
+
+
+def at_the_end(one: Seeds, other: Seeds, value: Value, interval: Interval
+               ) -> dict[str, Any] | None:
+  """What `one` has more than `other` after their last steps, over the seeds that both have.
+
+  None too where they did not meet the same prompts.
+  """
+  if _prompts(one) != _prompts(other):
+    return None
+  last = lambda seeds, seed: numbers(seeds[seed][max(seeds[seed])], value)
+  return told([last(one, seed) - last(other, seed) for seed in one if seed in other], interval)
+
+
+def at_the_same_kl(one: Seeds, other: Seeds, kl: Value, value: Value, interval: Interval
+                   ) -> dict[str, Any] | None:
+  """What `one` has more at its end than `other` had where it first was as far from the start.
+
+  `other`'s number for a prompt is linear in √KL between the two evaluations around that distance.
+  Seeds whose `other` never came so far are left out; 'd' is the mean distance of the rest.
+  """
+  if _prompts(one) != _prompts(other):
+    return None
+  differences, distances = [], []
+  for seed in one:
+    end = one[seed][max(one[seed])]
+    distance = _distance(end, kl)
+    there = _between(other.get(seed, {}), distance, kl, value)
+    if there is not None:
+      differences.append(numbers(end, value) - there)
+      distances.append(distance)
+  found = told(differences, interval)
+  return found and found | {'d': float(np.mean(distances))}
+
+
+def told(differences: Sequence[np.ndarray], interval: Interval) -> dict[str, Any] | None:
+  """{'mean', 'low', 'high', 'n', 'seeds'} of [prompts] a seed; None where there is none."""
+  if not differences:
+    return None
+  stacked = np.array(differences)
+  mean, ends = interval(stacked)
+  if mean is None:
+    return None
+  return {'mean': mean, 'low': ends[0], 'high': ends[1], 'n': int(np.isfinite(stacked).sum()),
+          'seeds': len(differences)}
+
+
+def _prompts(seeds: Seeds) -> set[int]:
+  """How many prompts its evaluations hold: one number, in a sweep."""
+  return {len(rows) for path in seeds.values() for rows in path.values()}
+
+
+def _distance(rows: Rows, kl: Value) -> float:
+  return float(np.sqrt(max(np.mean(numbers(rows, kl)), 0.0)))
+
+
+def _between(path: Mapping[int, Rows], distance: float, kl: Value, value: Value
+             ) -> np.ndarray | None:
+  before: tuple[float, np.ndarray] | None = None
+  for _, rows in sorted(path.items()):
+    here, found = _distance(rows, kl), numbers(rows, value)
+    if here >= distance:
+      if before is None or here == before[0]:
+        return found
+      share = (distance - before[0]) / (here - before[0])
+      return before[1] + share * (found - before[1])
+    before = here, found
+  return None
