@@ -13,6 +13,7 @@ optional gcs
 if [ "${1:-}" = --all ]; then
   shift
   optional parity # torch, transformers
+  optional tpu    # libtpu, to compile for TPUs that are not here
   .venv/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder "$@"
   .venv/bin/ruff check .
 else

@@ -292,3 +292,18 @@ def test_two_at_once(file, tmp_path):
   words = [sys.executable, '-m', 'rlhf_jax', 'preflight', str(file), 'gpt', '--topology', 'v5e:2x2']
   both = [subprocess.Popen(words, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2)]
   assert [one.wait() for one in both] == [0, 0]
+
+
+@pytest.mark.long
+@needs_libtpu
+@pytest.mark.parametrize('part', ['rollout', 'minibatch'])
+def test_the_phases_of_the_175b_update_that_need_most(part):
+  """One after the other: the whole update, of which README tells, takes too long for a test."""
+  changes = {'mesh.data': 1, 'mesh.fsdp': 4, 'mesh.tensor': 16, 'rollout_chunks': 8,
+             'microbatch': 8}
+  wish = preflight.Wish(ROOT / 'experiments' / 'instructgpt.py', 'ppo_ptx_175b', (),
+                        chips.topology('v5p:4x4x4'), part=part).changed(changes)
+  answer = preflight.compiled(wish, configs.Mesh(1, 4, 16))
+  held = layout.held(wish.made(), configs.Mesh(1, 4, 16))
+  assert 'refused' not in answer and answer['arguments'] <= 1.001 * held.arguments
+  assert held.arguments < answer['peak'] <= wish.topology.memory, answer
