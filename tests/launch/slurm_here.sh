@@ -29,7 +29,8 @@ fi
 if ! { command -v slurmctld && command -v slurmd && command -v munged && command -v sbatch; } >/dev/null; then
   command -v apt-get >/dev/null || cannot "slurm-wlm and munge are not installed, and there is no apt-get"
   export DEBIAN_FRONTEND=noninteractive
-  { apt-get update -q && apt-get install -y -q --no-install-recommends slurm-wlm munge; } >"$folder/install.log" 2>&1 \
+  apt() { timeout 180 apt-get -q -o Acquire::Retries=1 -o Acquire::http::Timeout=20 "$@"; }
+  { apt update && apt install -y --no-install-recommends slurm-wlm munge; } >"$folder/install.log" 2>&1 \
     || cannot "apt-get could not install slurm-wlm and munge: $(tail -n 1 "$folder/install.log")"
 fi
 

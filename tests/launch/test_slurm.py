@@ -14,9 +14,7 @@ import pytest
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime.metrics import timeless
 
-pytestmark = [pytest.mark.long, pytest.mark.skipif(
-  not os.environ.get('RLHF_JAX_SLURM'),
-  reason='not yet seen to pass from end to end: RLHF_JAX_SLURM=1 sets up a Slurm and runs it')]
+pytestmark = pytest.mark.long
 HERE = pathlib.Path(__file__).parent
 ROOT = HERE.parents[1]
 STEPS = 300
