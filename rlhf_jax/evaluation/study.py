@@ -212,7 +212,7 @@ def paired(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any
 
 def same_kl(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any]],
             starts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Each KL coefficient against the least of its family that went as far, at the same KL.
+  """Each KL coefficient against the least of its family, where that was as far from the start.
 
   'gold' is what it has more there; 'gap' how much more the reward model exceeds the judge, in the
   judge's units. A penalty that only stops early has 0 of both (Gao et al. 2022, §3.6).
@@ -287,8 +287,7 @@ def _measures(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any
 
 def _matrix(rows: Sequence[Sequence[Mapping[str, Any]]], value: Any) -> np.ndarray:
   """[seeds, prompts] of one number a row, NaN for None."""
-  found = [[value(row) for row in some] for some in rows]
-  return np.array([[np.nan if x is None else float(x) for x in some] for some in found])
+  return np.array([compared.numbers(some, value) for some in rows])
 
 
 def _overoptimized(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any]:
