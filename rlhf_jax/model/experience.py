@@ -28,10 +28,15 @@ class Experience:
   returns: chex.Array  # float32 [B, R]
 
 
+def _before(length):
+  """Of [B, T, …], the positions before each of the last `length`."""
+  return lambda x: x[:, -length - 1:-1]
+
+
 def response_logprobs(config: configs.Model, params: transformer.Params, tokens: chex.Array,
                       valid: chex.Array, length: int, temperature: float = 1.0) -> chex.Array:
   """log p of the last `length` tokens of every row given all before: float32 [B, R]. No dropout."""
-  hidden = transformer.hidden(config, params, tokens, valid)[:, -length - 1:-1]
+  hidden = transformer.hidden(config, params, tokens, valid, take=_before(length))
   table = transformer.unembedding(params, config.compute)
   return likelihood.token_logprobs(hidden, table, tokens[:, -length:], config.vocabulary,
                                    temperature, config.logits_chunk)
@@ -58,7 +63,7 @@ def next_token_losses(config: configs.Model, params: transformer.Params, rows: d
 def response_values(config: configs.Model, params: transformer.Params, tokens: chex.Array,
                     valid: chex.Array, length: int) -> chex.Array:
   """The scalar head *before* each of the last `length` tokens is read: float32 [B, R]."""
-  hidden = transformer.hidden(config, params, tokens, valid)[:, -length - 1:-1]
+  hidden = transformer.hidden(config, params, tokens, valid, take=_before(length))
   return transformer.scalars(params, hidden)
 
 
@@ -67,8 +72,9 @@ def scores(config: configs.Model, params: transformer.Params, tokens: chex.Array
   """The scalar head at the last valid token of each row (eos, or the last of a cut response):
   float32 [B].
   """
-  hidden = transformer.hidden(config, params, tokens, valid)
   # The last true position whatever the padding: argmax finds the first maximum of the reversed
   # mask.
   last = valid.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
-  return transformer.scalars(params, jnp.take_along_axis(hidden, last[:, None, None], axis=1))[:, 0]
+  take = lambda x: jnp.take_along_axis(x, last.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+  return transformer.scalars(params, transformer.hidden(config, params, tokens, valid, take=take)
+                             )[:, 0]

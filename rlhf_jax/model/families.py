@@ -17,7 +17,7 @@ import numpy as np
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
-from rlhf_jax.model import transformer
+from rlhf_jax.model import positions, transformer
 
 # ----- how a tensor of theirs lies; ours is [in …, out …], a matrix first in, then out
 
@@ -291,7 +291,7 @@ def _write_llama(model: configs.Model) -> dict[str, Any]:
   return {
     'num_hidden_layers': model.layers, 'hidden_size': model.width,
     'num_attention_heads': model.heads, 'num_key_value_heads': transformer.kv_heads(model),
-    'head_dim': transformer.head_size(model), 'intermediate_size': model.mlp or 4 * model.width,
+    'head_dim': positions.head_size(model), 'intermediate_size': model.mlp or 4 * model.width,
     'vocab_size': model.vocabulary, 'max_position_embeddings': model.context,
     'rms_norm_eps': model.norm_epsilon, **_rope_settings(model),
     'hidden_act': _NAMES[model.activation], 'attention_bias': False, 'mlp_bias': False,
@@ -317,7 +317,7 @@ class Family:
   def differs(self, model: configs.Model) -> str:
     """Why a model is none of this family; '' if it is one."""
     model = dataclasses.replace(model, kv_heads=transformer.kv_heads(model),
-                                head_size=transformer.head_size(model))
+                                head_size=positions.head_size(model))
     for name, wanted in self.fixed.items():
       expected = wanted(model) if callable(wanted) else wanted
       if getattr(model, name) != expected:

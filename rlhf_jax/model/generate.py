@@ -47,9 +47,19 @@ def _prefill(config, params, prompts, valid, length):
   positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
   causal = jnp.tril(jnp.ones((prompts.shape[1],) * 2, bool))
   hidden, cache = transformer.run_blocks(config, params, prompts, positions,
-                                         causal & valid[:, None, :], keep_cache=True)
-  room = lambda c: jnp.pad(c, [(0, length) if i == c.ndim - 3 else (0, 0) for i in range(c.ndim)])
-  return hidden[:, -1], jax.tree.map(room, cache)
+                                         causal & valid[:, None, :], keep_cache=True,
+                                         take=lambda x: x[:, -1:])
+  return hidden[:, 0], transformer.with_room(cache, length)
+
+
+def _categorical(key, logits):
+  """jax.random.categorical's tokens [B]; XLA on CPU takes three times as long for its argmax, in
+  which it computes the noise number by number.
+  """
+  noisy = jax.lax.optimization_barrier(logits + jax.random.gumbel(key, logits.shape, logits.dtype))
+  best = jnp.max(noisy, axis=1, keepdims=True)
+  last = logits.shape[1] - 1
+  return jnp.min(jnp.where(noisy == best, jnp.arange(last + 1), last), axis=1)
 
 
 def generate(config: configs.Model, params: transformer.Params, prompts: chex.Array,
@@ -69,6 +79,7 @@ def generate(config: configs.Model, params: transformer.Params, prompts: chex.Ar
   chex.assert_equal_shape([prompts, valid])
   batch, prompt_length = prompts.shape
   table = transformer.unembedding(params, config.compute)
+  params = transformer.unstacked(config, params)
   last, cache = _prefill(config, params, prompts, valid, length)
   slots = jnp.pad(valid, ((0, 0), (0, length)), constant_values=True)
   count = jnp.sum(valid, axis=1)
@@ -77,7 +88,7 @@ def generate(config: configs.Model, params: transformer.Params, prompts: chex.Ar
     logits = likelihood.logits_of(hidden, table, config.vocabulary, temperature or 1.0)
     logits = sharding.constrain(logits, 'batch', None)
     if temperature:
-      token = jax.random.categorical(jax.random.fold_in(key, step), logits)
+      token = _categorical(jax.random.fold_in(key, step), logits)
     else:
       token = jnp.argmax(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]

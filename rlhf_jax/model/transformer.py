@@ -23,25 +23,16 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import configs
+from rlhf_jax.model.positions import head_size, rotary_size, rotate, turns
 from rlhf_jax.model.sharding import constrain
 
 Params = Any
 TABLE_MULTIPLE = 64  # the embedding table's rows are padded to it: it divides over a mesh
 
 
-def head_size(config: configs.Model) -> int:
-  """H: config.head_size, or width / heads."""
-  return config.head_size or config.width // config.heads
-
-
 def kv_heads(config: configs.Model) -> int:
   """G: config.kv_heads, or as many as query heads."""
   return config.kv_heads or config.heads
-
-
-def rotary_size(config: configs.Model) -> int:
-  """How many of a head's H numbers are rotated."""
-  return int(head_size(config) * config.rotary)
 
 
 def table_rows(config: configs.Model) -> int:
@@ -152,50 +143,48 @@ class Project(nn.Module):
     return y
 
 
-def rotate(x: chex.Array, angles: chex.Array) -> chex.Array:
-  """Rotary positions, half-split form: x [B, T, heads, H]; angles [B, T, h/2], the first h of H
-  numbers are rotated.
-  """
-  size = 2 * angles.shape[-1]
-  first, second = jnp.split(x[..., :size].astype(jnp.float32), 2, axis=-1)
-  cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
-  turned = [first * cos - second * sin, second * cos + first * sin]
-  kept = [x[..., size:].astype(jnp.float32)] if size < x.shape[-1] else []
-  return jnp.concatenate(turned + kept, axis=-1).astype(x.dtype)
-
-
 class Attention(nn.Module):
-  """Masked attention over the given keys, or over a cache that takes this call's keys at
-  `index`.
+  """Masked attention over the given keys, or over a cache that takes this call's keys at `index`.
+
+  Keys and values are [B, G, S, H], in the cache too: no step of decoding has to transpose them.
+  `take` says for which positions of x an output is wanted; keys are made of all.
   """
 
   config: configs.Model
 
   @nn.compact
-  def __call__(self, x, angles, mask, cache, index):
+  def __call__(self, x, turn, mask, cache, index, take=lambda x: x):
     config = self.config
     size, groups, std = head_size(config), kv_heads(config), config.init_std
     project = functools.partial(Project, inputs=1, std=std, bias=config.bias or config.qkv_bias)
-    query = project((config.width, config.heads, size), ('width', 'heads', None), name='query')(x)
+    asked = take(x)
+    query = project((config.width, config.heads, size), ('width', 'heads', None),
+                    name='query')(asked)
     key = project((config.width, groups, size), ('width', 'kv_heads', None), name='key')(x)
     value = project((config.width, groups, size), ('width', 'kv_heads', None), name='value')(x)
     if config.qk_norm:
       query = Norm(config, name='query_norm')(query)
       key = Norm(config, name='key_norm')(key)
     if config.positions == 'rope':
-      query, key = rotate(query, angles), rotate(key, angles)
+      query, key = rotate(query, *map(take, turn)), rotate(key, *turn)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, G, S, H]
     if cache is not None:
-      key = jax.lax.dynamic_update_slice_in_dim(cache[0], key.astype(cache[0].dtype), index, axis=1)
-      value = jax.lax.dynamic_update_slice_in_dim(cache[1], value.astype(cache[1].dtype), index,
-                                                  axis=1)
+      put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=2)
+      key = put(cache[0], key.astype(cache[0].dtype))
+      value = put(cache[1], value.astype(cache[1].dtype))
     # Heads stay on `tensor` through scores, weights and output; otherwise the backward pass
     # reshards float32 scores.
-    query = query.reshape(*query.shape[:2], groups, config.heads // groups, size)
-    scores = jnp.einsum('btgnh,bsgh->bgnts', query, key, preferred_element_type=jnp.float32)
-    scores = constrain(scores * size**-0.5, 'batch', 'kv_heads', None, None, None)
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
-    weights = constrain(weights.astype(x.dtype), 'batch', 'kv_heads', None, None, None)
-    out = jnp.einsum('bgnts,bsgh->btgnh', weights, value).reshape(*x.shape[:2], config.heads, size)
+    batch, time = asked.shape[:2]
+    query = query.reshape(batch, time, groups, -1, size).transpose(0, 2, 3, 1, 4)
+    scores = jnp.einsum('bgqh,bgsh->bgqs', query.reshape(batch, groups, -1, size), key,
+                        preferred_element_type=jnp.float32)  # q: the heads of a group, and T
+    scores = constrain(scores * size**-0.5, 'batch', 'kv_heads', None, None)
+    scores = scores.reshape(batch, groups, -1, time, key.shape[2])
+    weights = jax.nn.softmax(jnp.where(take(mask)[:, None, None], scores, -1e30), axis=-1)
+    weights = weights.astype(x.dtype).reshape(batch, groups, -1, key.shape[2])
+    weights = constrain(weights, 'batch', 'kv_heads', None, None)
+    out = jnp.einsum('bgqs,bgsh->bgqh', weights, value).reshape(batch, groups, -1, time, size)
+    out = out.transpose(0, 3, 1, 2, 4).reshape(batch, time, config.heads, size)
     out = constrain(out, 'batch', None, 'heads', None)
     out = Project((config.heads, size, config.width), ('heads', None, 'width'), 2,
                   std / (2 * config.layers)**0.5, config.bias, name='out')(out)
@@ -226,16 +215,19 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm attention and MLP, one after the other or side by side, with residual dropout."""
+  """Pre-norm attention and MLP, one after the other or side by side, with residual dropout; for all
+  positions of x, or those that `take` picks.
+  """
 
   config: configs.Model
 
   @nn.compact
-  def __call__(self, x, angles, mask, cache=None, index=0, dropout=False):
+  def __call__(self, x, turn, mask, cache=None, index=0, dropout=False, take=lambda x: x):
     drop = nn.Dropout(self.config.dropout, deterministic=not dropout)
     norm_mlp, mlp = Norm(self.config, name='norm_mlp'), Mlp(self.config, name='mlp')
     read = Norm(self.config, name='norm_attention')(x)
-    out, cache = Attention(self.config, name='attention')(read, angles, mask, cache, index)
+    out, cache = Attention(self.config, name='attention')(read, turn, mask, cache, index, take)
+    x = take(x)
     if self.config.parallel:
       x = x + drop(out) + drop(mlp(norm_mlp(x)))
     else:
@@ -251,8 +243,8 @@ def _parts(config: configs.Model, scalar: bool, key: chex.PRNGKey) -> Params:
   """All parameters as flax boxes that carry the logical axes."""
   keys = jax.random.split(key, 4)
   x = jnp.zeros((1, 2, config.width))
-  angles, mask = jnp.zeros((1, 2, rotary_size(config) // 2)), jnp.ones((1, 2, 2), bool)
-  one = lambda k: Block(config).init(k, x, angles, mask)['params']
+  turn, mask = (jnp.ones((1, 2, 1, rotary_size(config) // 2)),) * 2, jnp.ones((1, 2, 2), bool)
+  one = lambda k: Block(config).init(k, x, turn, mask)['params']
   blocks = jax.vmap(one)(jax.random.split(keys[0], config.layers))
   blocks = jax.tree.map(lambda b: b.replace(names=(None, *b.names)), blocks,
                         is_leaf=lambda b: isinstance(b, Named))
@@ -308,38 +300,40 @@ def unembedding(params: Params, dtype: Any = None) -> chex.Array:
 # ----- forward
 
 
-def _angles(config: configs.Model, positions: chex.Array) -> chex.Array:
-  """[B, T, h/2]. Llama 3's scaling: long waves are stretched by the factor, short ones kept, those
-  between are blended (Llama 3 herd of models, §3.4.1, and its published code).
+def unstacked(config: configs.Model, params: Params) -> Params:
+  """`params` with a list of layers in the place of stacked ones, unless they are scanned: sliced
+  once before a loop, and not in each of its steps.
   """
-  size = rotary_size(config)
-  frequencies = config.rope_theta**(-jnp.arange(0, size, 2, dtype=jnp.float32) / size)
-  if config.rope_scaling:
-    factor, *rest = config.rope_scaling
-    keep = 0.0  # share of a frequency that is not stretched
-    if rest:
-      low, high, context = rest
-      turns = context * frequencies / (2 * math.pi)
-      keep = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
-    frequencies = frequencies * (keep + (1.0 - keep) / factor)
-  return positions.astype(jnp.float32)[..., None] * frequencies
+  if config.scan:
+    return params
+  layer = lambda i: jax.tree.map(lambda p: p[i], params['blocks'])
+  return params | {'blocks': [layer(i) for i in range(config.layers)]}
+
+
+def with_room(cache: Any, length: int) -> Any:
+  """The keys and values of a prefill with `length` more slots."""
+  return jax.tree.map(
+    lambda c: jnp.pad(c, [(0, length * (axis == c.ndim - 2)) for axis in range(c.ndim)]), cache)
 
 
 def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positions: chex.Array,
                mask: chex.Array, cache: Any = None, index: int | chex.Array = 0,
-               dropout_key: chex.PRNGKey | None = None,
-               keep_cache: bool = False) -> tuple[chex.Array, Any]:
+               dropout_key: chex.PRNGKey | None = None, keep_cache: bool = False,
+               take: Callable[[chex.Array], chex.Array] = lambda x: x) -> tuple[chex.Array, Any]:
   """Embeds, runs every block and the final norm.
 
   Args:
+    params: stacked layers, or a list of them (`unstacked`).
     tokens, positions: int [B, T].
     mask: bool [B, T, S], true where a query may look.
-    cache: per layer (key, value) of [B, S, G, H] to write into at `index`, or None: the queries'
+    cache: per layer (key, value) of [B, G, S, H] to write into at `index`, or None: the queries'
       own keys.
     keep_cache: return the keys and values when `cache` is None (prefill).
+    take: [B, T, …] -> [B, T', …], the positions whose hidden states are wanted: the last layer
+      computes no other (all layers do if config.scan).
 
   Returns:
-    hidden [B, T, D] in the compute type; the layers' keys and values (a list, or stacked [L, ...]
+    hidden [B, T', D] in the compute type; the layers' keys and values (a list, or stacked [L, ...]
     if config.scan).
   """
   dtype = jnp.dtype(config.compute)
@@ -347,7 +341,7 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
   if config.positions == 'learned':
     x = x + params['embed']['positions'].astype(dtype)[positions]
   x = constrain(x, 'batch', None, None)
-  angles = _angles(config, positions)
+  turn = turns(config, positions) if config.positions == 'rope' else None
   banded, band = None, None
   if config.window:  # slots of a row are contiguous, so their distance is that of positions
     slots = index + jnp.arange(tokens.shape[1])[:, None] - jnp.arange(mask.shape[2])
@@ -357,39 +351,44 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
   layer_keys = jax.random.split(dropout_key, config.layers) if dropout else None
   keep = keep_cache or cache is not None
 
-  def block(x, layer):
+  def block(x, layer, take=lambda x: x):
     weights, layer_cache, key, narrow = layer
     look = mask if narrow is None else mask & (band | ~narrow)
-    x, made = Block(config).apply({'params': weights}, x, angles, look, layer_cache, index, dropout,
-                                  rngs={'dropout': key} if dropout else None)
+    x, made = Block(config).apply({'params': weights}, x, turn, look, layer_cache, index, dropout,
+                                  take, rngs={'dropout': key} if dropout else None)
     return x, made if keep else None
 
-  if config.remat and not keep:
-    block = jax.checkpoint(block)
+  saving = jax.checkpoint if config.remat and not keep else lambda function: function
   if config.scan:
-    x, made = jax.lax.scan(block, x, (params['blocks'], cache, layer_keys, banded))
+    x, made = jax.lax.scan(saving(block), x, (params['blocks'], cache, layer_keys, banded))
+    x = take(x)
   else:
-    made = []
-    for i in range(config.layers):
-      weights = jax.tree.map(lambda p, i=i: p[i], params['blocks'])
-      x, layer_made = block(x, (weights, None if cache is None else cache[i],
-                                layer_keys[i] if dropout else None,
-                                None if banded is None else banded[i]))
+    made, last = [], functools.partial(block, take=take)
+    for i, weights in enumerate(_layers(config, params)):
+      x, layer_made = saving(last if i == config.layers - 1 else block)(
+        x, (weights, None if cache is None else cache[i], layer_keys[i] if dropout else None,
+            None if banded is None else banded[i]))
       made.append(layer_made)
   return Norm(config).apply({'params': params['norm']}, x), made if keep else None
 
 
-def hidden(config: configs.Model, params: Params, tokens: chex.Array, valid: chex.Array,
-           dropout_key: chex.PRNGKey | None = None) -> chex.Array:
-  """Final hidden states [B, T, D] of whole sequences; padding (valid false) may be on either side.
+def _layers(config, params):
+  blocks = params['blocks']
+  return blocks if isinstance(blocks, list) else unstacked(config, params)['blocks']
 
-  Positions count valid tokens, so left padding changes nothing.
+
+def hidden(config: configs.Model, params: Params, tokens: chex.Array, valid: chex.Array,
+           dropout_key: chex.PRNGKey | None = None,
+           take: Callable[[chex.Array], chex.Array] = lambda x: x) -> chex.Array:
+  """Final hidden states [B, T', D] of whole sequences; padding (valid false) may be on either side.
+
+  Positions count valid tokens, so left padding changes nothing. `take` as `run_blocks` has it.
   """
   chex.assert_equal_shape([tokens, valid])
   positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
   causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
   return run_blocks(config, params, tokens, positions, causal & valid[:, None, :],
-                    dropout_key=dropout_key)[0]
+                    dropout_key=dropout_key, take=take)[0]
 
 
 def scalars(params: Params, hidden_states: chex.Array) -> chex.Array:

@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, AxisType, NamedSharding
 
 from rlhf_jax import configs
-from rlhf_jax.model import sharding, transformer
+from rlhf_jax.model import positions, sharding, transformer
 from rlhf_jax.runtime.abstract import Abstract
 
 PARTS = ('parameters', 'value model', 'optimizer', 'EMA', 'best checkpoint', 'reference',
@@ -121,7 +121,7 @@ def cache_bytes(made: Abstract, mesh: AbstractMesh) -> int:
   here = config.episodes // config.rollout_chunks // (mesh.shape['data'] * mesh.shape['fsdp'])
   slots = config.prompt_length + config.response_length
   heads = transformer.kv_heads(policy) // mesh.shape['tensor']
-  return (2 * policy.layers * here * slots * heads * transformer.head_size(policy) *
+  return (2 * policy.layers * here * slots * heads * positions.head_size(policy) *
           np.dtype(policy.compute).itemsize)
 
 

@@ -122,6 +122,34 @@ def test_no_token_sees_a_later_one(case, rows):
   assert np.abs(before[:, 6:] - after[:, 6:])[valid[:, 6:]].max() > 1e-2
 
 
+@pytest.mark.parametrize('scan', [False, True])
+@pytest.mark.parametrize('which', ['a slice', 'one a row'])
+def test_positions_that_nobody_asks_for_are_not_missed(case, rows, scan, which):
+  """States and gradients of some positions are those of a pass that computes all."""
+  config = dataclasses.replace(case.config, scan=scan)
+  if which == 'a slice':
+    take = lambda x: x[:, 3:8]
+  else:
+    at = np.array([10, 6, 7, 8, 9, 5, 0])
+    take = lambda x: jnp.take_along_axis(x, at.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+  weights = np.random.default_rng(0).normal(size=take(np.zeros((7, 11, 1))).shape)
+
+  def asked(params):
+    states = transformer.hidden(config, params, *rows, take=take)
+    return jnp.sum(weights * states**2), states
+
+  def whole(params):
+    states = take(transformer.hidden(config, params, *rows))
+    return jnp.sum(weights * states**2), states
+
+  found, wanted = (jax.jit(jax.grad(f, has_aux=True))(case.params) for f in (asked, whole))
+  assert found[1].shape == (*weights.shape[:2], config.width)
+  np.testing.assert_allclose(found[1], wanted[1], rtol=1e-5, atol=1e-5)
+  for one, other in zip(*map(jax.tree.leaves, (found[0], wanted[0])), strict=True):
+    # a key's bias moves no softmax: its gradient is rounding
+    np.testing.assert_allclose(one, other, atol=1e-5 * max(float(jnp.abs(other).max()), 100))
+
+
 # ------------------------------------------------------------------------------------ cache, scan
 
 
@@ -134,9 +162,7 @@ def decode(config, params, tokens, valid, prefix):
   _, cache = transformer.run_blocks(config, params, tokens[:, :prefix],
                                     jnp.maximum(positions[:, :prefix], 0),
                                     causal & valid[:, None, :prefix], keep_cache=True)
-  room = lambda c: jnp.pad(c, [(0, length - prefix) if i == c.ndim - 3 else (0, 0)
-                               for i in range(c.ndim)])
-  cache = jax.tree.map(room, cache)
+  cache = transformer.with_room(cache, length - prefix)
   found = []
   for t in range(prefix, length):
     look = (valid & (jnp.arange(length) <= t))[:, None, :]

@@ -43,10 +43,17 @@ def plain_ppo():
   return counted(made('ppo'), trips=6)
 
 
-def forward(rows, queries, keys, model=MODEL):
-  """One pass of the blocks: projections of every query, and its products with all keys."""
-  projections = 4 * model.width**2 + 2 * model.width * model.mlp
-  return 2 * rows * queries * model.layers * (projections + 2 * keys * model.width)
+def forward(rows, queries, keys, wanted=None, model=MODEL):
+  """One pass of the blocks: projections of every query, and its products with all keys.
+
+  Where the states of `wanted` positions only are asked for, the last layer makes keys and values of
+  all (two of the four projections), and all else of those.
+  """
+  wanted = queries if wanted is None else wanted
+  keyed = 2 * model.width**2
+  asked = 2 * model.width**2 + 2 * model.width * model.mlp + 2 * keys * model.width
+  return 2 * rows * (queries * (model.layers - 1) * (keyed + asked) + queries * keyed +
+                     wanted * asked)
 
 
 def logits(positions, model=MODEL):
@@ -64,29 +71,37 @@ def test_pretraining_by_hand():
 def test_reward_by_hand():
   rows = 2 * 3
   head = 2 * rows * MODEL.width
-  wanted = 3 * (forward(rows, 16, 16) + head)
+  wanted = 3 * (forward(rows, 16, 16, wanted=1) + head)
   assert counted(made('reward')).total == pytest.approx(wanted, rel=1e-6)
 
 
 def test_ppo_by_hand():
   found = plain_ppo()
   decode = 6 * (forward(8, 1, 16) + logits(8))
-  assert found.phases['rollout'] == pytest.approx(forward(8, 10, 10) + decode, rel=1e-6)
+  prefill = forward(8, 10, 10, wanted=1)
+  assert found.phases['rollout'] == pytest.approx(prefill + decode, rel=1e-6)
   assert found.decoding == pytest.approx(decode, rel=1e-6)
-  passes = forward(8, 16, 16)
+  passes = forward(8, 16, 16, wanted=6)
   values, score = 2 * 8 * 6 * MODEL.width, 2 * 8 * MODEL.width
   assert found.phases['scoring'] == pytest.approx(
-    3 * passes + logits(8 * 6) + values + score, rel=1e-6)
+    2 * passes + forward(8, 16, 16, wanted=1) + logits(8 * 6) + values + score, rel=1e-6)
   assert found.phases['training'] == pytest.approx(
     3 * (2 * passes + logits(8 * 6) + values), rel=1e-6)
   assert found.phases['ptx'] == pytest.approx(3 * (forward(16, 24, 24) + logits(16 * 23)), rel=1e-6)
 
 
 @pytest.mark.parametrize('changes', [
-  {'microbatch': 2}, {'rollout_chunks': 4}, {'model': {'scan': True}},
-  {'model': {'logits_chunk': 23}}])
+  {'microbatch': 2}, {'rollout_chunks': 4}, {'model': {'logits_chunk': 23}}])
 def test_how_it_is_computed_changes_nothing(changes):
   assert counted(made('ppo', **changes), 6).total == pytest.approx(plain_ppo().total, rel=1e-6)
+
+
+def test_scanned_layers_compute_every_position():
+  saved = (forward(8, 10, 10) - forward(8, 10, 10, wanted=1)  # prefill
+           + 8 * (forward(8, 16, 16) - forward(8, 16, 16, wanted=6))  # 2 scored, 2 trained
+           + forward(8, 16, 16) - forward(8, 16, 16, wanted=1))  # the reward model
+  whole = counted(made('ppo', model={'scan': True}), 6)
+  assert whole.total == pytest.approx(plain_ppo().total + saved, rel=1e-6)
 
 
 def test_recomputation_is_told_apart():
