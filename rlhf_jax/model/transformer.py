@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import configs
+from rlhf_jax.model.norms import normalize
 from rlhf_jax.model.positions import head_size, rotary_size, rotate, turns
 from rlhf_jax.model.sharding import constrain
 
@@ -110,11 +111,8 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x):
     scale = self.param('scale', named(nn.initializers.ones, (None,)), (x.shape[-1],))
-    y = x.astype(jnp.float32)
-    if self.config.norm == 'layer':
-      y = y - jnp.mean(y, axis=-1, keepdims=True)
-    y = (y * jax.lax.rsqrt(jnp.mean(y * y, axis=-1, keepdims=True) + self.config.norm_epsilon) *
-         scale)
+    y = normalize(x.astype(jnp.float32), scale, self.config.norm == 'layer',
+                  self.config.norm_epsilon)
     if self.config.norm == 'layer' and self.config.bias:
       y = y + self.param('bias', named(nn.initializers.zeros, (None,)), (x.shape[-1],))
     return y.astype(x.dtype)
