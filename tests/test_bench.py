@@ -72,8 +72,11 @@ def test_a_step_tells_what_it_counts(name, capsys):
   told = result_of(capsys.readouterr().out)
   assert told.keys() >= STEP and (told['impl'], told['task']) == ('rlhf_jax', name)
   model = configs.Model(**load('work').SIZES['toy'], positions='learned')
-  once = forward(model, 16, 128, 128) + (
-    logits(model, 16 * 127) if name == 'sft' else 2 * 16 * model.width)
+  if name == 'sft':
+    once = forward(model, 16, 128, 128) + logits(model, 16 * 127)
+  else:  # of the last layer keys and values of all positions, all else of the one that is scored
+    rest = 16 * 127 * (20 * model.width**2 + 4 * 128 * model.width)
+    once = forward(model, 16, 128, 128) - rest + 2 * 16 * model.width
   assert told['gflop_per_step'] * 1e9 == pytest.approx(3 * once, rel=1e-4)
   assert told['tokens_per_second'] * told['sec_per_step'] == pytest.approx(16 * 128, rel=1e-3)
   assert told['loss_last'] < told['loss_first']
@@ -108,11 +111,11 @@ def test_ours_and_the_peer_in_turns(name):
 
 
 @functools.cache
-def made(compute):
+def made(compute, scan=True):
   """(model, config, stage, state, frozen, batch) of a small PPO-ptx run."""
   update = load('ppo_update')
   model = configs.Model(layers=2, width=32, heads=2, vocabulary=128, context=32, compute=compute,
-                        scan=True)
+                        scan=scan)
   config = dataclasses.replace(update.CONFIG, episodes=8, minibatch=4, microbatch=2, ptx_ratio=1.0,
                                ptx_coef=1.0, prompt_length=10, response_length=6, text_length=16)
   return model, config, *update.shaped(model, config), update.batch_of(model, config)
@@ -136,16 +139,21 @@ def test_the_phases_are_the_update(compute):
   assert whole['ptx'] > 0
 
 
-def test_the_arithmetic_of_an_update_by_hand():
+@pytest.mark.parametrize('scan', [True, False])
+def test_the_arithmetic_of_an_update_by_hand(scan):
   """What is counted looks at every key; the arithmetic at those that are not masked."""
-  model, config, stage, state, frozen, batch = made('float32')
+  model, config, stage, state, frozen, batch = made('float32', scan)
   found = load('measure').counted(stage.update, state, frozen, batch, jax.random.key(0), trips=6)
   rows, prompt, response, total = 8, 10, 6, 16
-  each = model.layers * 4 * model.width * rows
-  whole = each * (prompt**2 + response * total + 9 * total**2)
-  masked = each * 10 * total * (total + 1) / 2
+  each, full = 4 * model.width * rows, model.layers - (not scan)  # layers that ask everywhere
+  looks = lambda first, last: sum(range(first, last + 1))  # of the positions first … last
+  whole = full * (prompt**2 + 9 * total**2) + model.layers * response * total
+  masked = full * (looks(1, prompt) + 9 * looks(1, total)) + model.layers * looks(prompt + 1, total)
+  if not scan:  # the prompt's last, 2 scored and 6 trained times the response, the last of a row
+    whole += prompt + 8 * response * total + total
+    masked += prompt + 8 * looks(prompt, total - 1) + total
   heads = 2 * model.width * rows * (1 + response + 3 * response)
-  wanted = load('ppo_update').arithmetic(model, config) - masked + whole + heads
+  wanted = load('ppo_update').arithmetic(model, config) + each * (whole - masked) + heads
   assert sum(found.phases[name] for name in ('rollout', 'scoring', 'training')) == pytest.approx(
     wanted, rel=1e-6)
 

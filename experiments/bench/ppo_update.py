@@ -37,19 +37,31 @@ CONFIG = configs.PPO(
   value_optimizer=OPTIMIZER)
 
 
-def arithmetic(model: configs.Model, config: configs.PPO = CONFIG) -> float:
-  """FLOPs of the matrix products of one update, recomputation and masked attention not counted.
+def one_pass(model: configs.Model, asked: range, length: int) -> float:
+  """FLOPs of a forward pass over one row of `length` tokens whose states at `asked` are wanted.
 
-  Per token forward: 2 FLOPs a weight of the blocks, 2·D·V where logits are needed, and attention's
-  4·D·(tokens looked at); a backward pass is twice its forward pass.
+  Per token and layer 2 FLOPs a weight, and 4·D·(tokens looked at). The last layer makes keys and
+  values of every token and all else where it is asked for, unless layers are scanned.
   """
-  width, total = model.width, config.prompt_length + config.response_length
-  blocks = model.layers * 12 * width**2
-  row = total * 2 * blocks + model.layers * 4 * width * total * (total + 1) / 2
-  unembed = config.response_length * 2 * width * model.vocabulary
-  rollout = row + unembed
-  scoring = 3 * row + unembed  # reference with logits, reward model, values
-  training = 3 * (2 * row + unembed)  # policy with logits, value model
+  width, last = model.width, range(length) if model.scan else asked
+  looks = lambda positions: 4 * width * sum(position + 1 for position in positions)
+  layer = length * 24 * width**2 + looks(range(length))
+  return ((model.layers - 1) * layer + length * 4 * width**2 + len(last) * 20 * width**2
+          + looks(last))
+
+
+def arithmetic(model: configs.Model, config: configs.PPO = CONFIG) -> float:
+  """FLOPs of the matrix products of one update, recomputation and masked attention not counted;
+  a backward pass is twice its forward pass.
+  """
+  prompt, total = config.prompt_length, config.prompt_length + config.response_length
+  unembed = config.response_length * 2 * model.width * model.vocabulary
+  decode = one_pass(model, range(total), total) - one_pass(model, range(prompt), prompt)
+  rollout = one_pass(model, range(prompt - 1, prompt), prompt) + decode + unembed
+  before = one_pass(model, range(prompt - 1, total - 1), total)
+  # The reference with logits, the value model, and the reward model's last position.
+  scoring = 2 * before + unembed + one_pass(model, range(total - 1, total), total)
+  training = 3 * (2 * before + unembed)  # policy with logits, value model
   return config.episodes * (rollout + scoring + config.epochs * training)
 
 
