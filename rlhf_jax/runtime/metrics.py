@@ -6,6 +6,7 @@ was stopped and one that was not.
 Only process 0 writes. Left out: uploading anywhere; figures (report/).
 """
 
+import concurrent.futures
 import contextlib
 import json
 import logging
@@ -19,8 +20,6 @@ from typing import Any
 
 import rich.console
 import rich.progress
-from tensorboardX import event_file_writer
-from tensorboardX.proto import event_pb2, summary_pb2
 
 from rlhf_jax.data import store
 from rlhf_jax.runtime import workdir
@@ -107,36 +106,49 @@ class Board:
   """TensorBoard's events of one process, written at once.
 
   tensorboardX's own SummaryWriter hands them to a thread, which dies on a full disk and then blocks
-  the training.
+  the training. The package is imported beside the compilation of the first step: it takes along
+  whatever of torch and cloud clients is installed, which is seconds.
   """
 
   def __init__(self, folder: Path, step: int):
     """Starts a file that tells TensorBoard to drop what is above `step`."""
     folder.mkdir(parents=True, exist_ok=True)
-    self._writer = event_file_writer.EventsWriter(str(folder / 'events'), f'.{step}.{os.getpid()}')
-    if step:
-      self._writer.write_event(event_pb2.Event(
-        wall_time=time.time(), step=step + 1,
-        session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+    pool = concurrent.futures.ThreadPoolExecutor(1)
+    self._opened = pool.submit(_open, folder, step)
+    pool.shutdown(wait=False)
     self._flushed = time.monotonic()
 
   def write(self, step: int, row: Mapping[str, Any]) -> None:
     """One event with all numbers of a row."""
-    values = [summary_pb2.Summary.Value(tag=name, simple_value=value)
+    writer, event, summary = self._opened.result()
+    values = [summary.Summary.Value(tag=name, simple_value=value)
               for name, value in row.items() if isinstance(value, int | float)]
-    self._writer.write_event(event_pb2.Event(
-      wall_time=time.time(), step=step, summary=summary_pb2.Summary(value=values)))
+    writer.write_event(event.Event(
+      wall_time=time.time(), step=step, summary=summary.Summary(value=values)))
     if time.monotonic() - self._flushed > BOARD_SECONDS:
       self.flush()
 
   def flush(self) -> None:
     """Until all events are on disk."""
-    self._writer.flush()
+    self._opened.result()[0].flush()
     self._flushed = time.monotonic()
 
   def close(self) -> None:
     """Flushes and closes the file."""
-    self._writer.close()
+    self._opened.result()[0].close()
+
+
+def _open(folder, step):
+  """(writer, the modules of its records)."""
+  from tensorboardX import event_file_writer
+  from tensorboardX.proto import event_pb2, summary_pb2
+
+  writer = event_file_writer.EventsWriter(str(folder / 'events'), f'.{step}.{os.getpid()}')
+  if step:
+    writer.write_event(event_pb2.Event(
+      wall_time=time.time(), step=step + 1,
+      session_log=event_pb2.SessionLog(status=event_pb2.SessionLog.START)))
+  return writer, event_pb2, summary_pb2
 
 
 def cut_back(path: Path, step: int) -> None:
