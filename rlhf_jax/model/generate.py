@@ -53,8 +53,8 @@ def _prefill(config, params, prompts, valid, length):
 
 
 def _categorical(key, logits):
-  """jax.random.categorical's tokens [B]; XLA on CPU takes three times as long for its argmax, in
-  which it computes the noise number by number.
+  """jax.random.categorical's tokens [B], of max and its first place: in an argmax XLA on CPU would
+  compute the noise number by number.
   """
   noisy = jax.lax.optimization_barrier(logits + jax.random.gumbel(key, logits.shape, logits.dtype))
   best = jnp.max(noisy, axis=1, keepdims=True)

@@ -141,6 +141,11 @@ class Project(nn.Module):
     return y
 
 
+def every(x: chex.Array) -> chex.Array:
+  """All positions of [B, T, …]: what `take` is where nobody asks for fewer."""
+  return x
+
+
 class Attention(nn.Module):
   """Masked attention over the given keys, or over a cache that takes this call's keys at `index`.
 
@@ -151,7 +156,7 @@ class Attention(nn.Module):
   config: configs.Model
 
   @nn.compact
-  def __call__(self, x, turn, mask, cache, index, take=lambda x: x):
+  def __call__(self, x, turn, mask, cache, index, take=every):
     config = self.config
     size, groups, std = head_size(config), kv_heads(config), config.init_std
     project = functools.partial(Project, inputs=1, std=std, bias=config.bias or config.qkv_bias)
@@ -220,7 +225,7 @@ class Block(nn.Module):
   config: configs.Model
 
   @nn.compact
-  def __call__(self, x, turn, mask, cache=None, index=0, dropout=False, take=lambda x: x):
+  def __call__(self, x, turn, mask, cache=None, index=0, dropout=False, take=every):
     drop = nn.Dropout(self.config.dropout, deterministic=not dropout)
     norm_mlp, mlp = Norm(self.config, name='norm_mlp'), Mlp(self.config, name='mlp')
     read = Norm(self.config, name='norm_attention')(x)
@@ -302,7 +307,7 @@ def unstacked(config: configs.Model, params: Params) -> Params:
   """`params` with a list of layers in the place of stacked ones, unless they are scanned: sliced
   once before a loop, and not in each of its steps.
   """
-  if config.scan:
+  if config.scan or isinstance(params['blocks'], list):
     return params
   layer = lambda i: jax.tree.map(lambda p: p[i], params['blocks'])
   return params | {'blocks': [layer(i) for i in range(config.layers)]}
@@ -317,7 +322,7 @@ def with_room(cache: Any, length: int) -> Any:
 def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positions: chex.Array,
                mask: chex.Array, cache: Any = None, index: int | chex.Array = 0,
                dropout_key: chex.PRNGKey | None = None, keep_cache: bool = False,
-               take: Callable[[chex.Array], chex.Array] = lambda x: x) -> tuple[chex.Array, Any]:
+               take: Callable[[chex.Array], chex.Array] = every) -> tuple[chex.Array, Any]:
   """Embeds, runs every block and the final norm.
 
   Args:
@@ -349,7 +354,7 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
   layer_keys = jax.random.split(dropout_key, config.layers) if dropout else None
   keep = keep_cache or cache is not None
 
-  def block(x, layer, take=lambda x: x):
+  def block(x, layer, take=every):
     weights, layer_cache, key, narrow = layer
     look = mask if narrow is None else mask & (band | ~narrow)
     x, made = Block(config).apply({'params': weights}, x, turn, look, layer_cache, index, dropout,
@@ -362,7 +367,7 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
     x = take(x)
   else:
     made, last = [], functools.partial(block, take=take)
-    for i, weights in enumerate(_layers(config, params)):
+    for i, weights in enumerate(unstacked(config, params)['blocks']):
       x, layer_made = saving(last if i == config.layers - 1 else block)(
         x, (weights, None if cache is None else cache[i], layer_keys[i] if dropout else None,
             None if banded is None else banded[i]))
@@ -370,14 +375,9 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
   return Norm(config).apply({'params': params['norm']}, x), made if keep else None
 
 
-def _layers(config, params):
-  blocks = params['blocks']
-  return blocks if isinstance(blocks, list) else unstacked(config, params)['blocks']
-
-
 def hidden(config: configs.Model, params: Params, tokens: chex.Array, valid: chex.Array,
            dropout_key: chex.PRNGKey | None = None,
-           take: Callable[[chex.Array], chex.Array] = lambda x: x) -> chex.Array:
+           take: Callable[[chex.Array], chex.Array] = every) -> chex.Array:
   """Final hidden states [B, T', D] of whole sequences; padding (valid false) may be on either side.
 
   Positions count valid tokens, so left padding changes nothing. `take` as `run_blocks` has it.
