@@ -57,6 +57,19 @@ def at_the_same_kl(one: Seeds, other: Seeds, kl: Value, value: Value, interval: 
   return found and found | {'d': float(np.mean(distances))}
 
 
+def reach(seeds: Seeds, kl: Value) -> float:
+  """The distance √KL that every seed has reached."""
+  return min(max(_distance(rows, kl) for rows in path.values()) for path in seeds.values())
+
+
+def at_a_distance(seeds: Seeds, distance: float, kl: Value, value: Value) -> dict[int, np.ndarray]:
+  """Seed -> [prompts] where the run first was as far from the start, as `at_the_same_kl` takes it;
+  without the seeds that never were.
+  """
+  found = {seed: _between(path, distance, kl, value) for seed, path in seeds.items()}
+  return {seed: there for seed, there in found.items() if there is not None}
+
+
 def told(differences: Sequence[np.ndarray], interval: Interval) -> dict[str, Any] | None:
   """{'mean', 'low', 'high', 'n', 'seeds'} of [prompts] a seed; None where there is none."""
   if not differences:

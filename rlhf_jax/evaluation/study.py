@@ -74,6 +74,7 @@ def summary(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]) -> 
     'alone': alone(variants),
     'paired': paired(groups, variants, best),
     'same_kl': same_kl(groups, variants, starts),
+    'reward_models': reward_models(groups, variants, starts),
   }
 
 
@@ -232,6 +233,43 @@ def same_kl(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, An
                                           two_way) for name, value in values.items()}
     if told['gold']:
       found.append({'label': one['label'], 'beta': one['beta'], 'against': label_} | told)
+  return found
+
+
+def reward_models(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any]],
+                  starts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+  """Variants that differ in their reward model alone, where each was equally far from the start.
+
+  The distances are the farthest that every seed of all of them reached, and half of it. Gains are
+  over the start and in the judge's units; 'more' is what the judge gives more than to the first.
+  """
+  alike: dict[str, list[tuple[Mapping[str, Any], Any]]] = {}
+  for one, group in zip(variants, groups, strict=True):
+    if 'gold' in one['curves']:
+      rest = {field: value for field, value in one['values'].items() if field != 'reward'}
+      alike.setdefault(repr(rest), []).append((one, _seeds(group)))
+  found = []
+  for some in alike.values():
+    if len({one['reward'] for one, _ in some}) < 2:
+      continue
+    farthest = min(compared.reach(seeds, BY_PROMPT['kl']) for _, seeds in some)
+    for distance in (farthest / 2, farthest):
+      first: dict[int, np.ndarray] = {}
+      for one, seeds in some:
+        start = starts[one['start']]
+        gains = {name: {seed: there - np.asarray(start['baseline'][name], float) for seed, there in
+                        compared.at_a_distance(seeds, distance, BY_PROMPT['kl'],
+                                               BY_PROMPT[name]).items()}
+                 for name in ('gold', 'proxy')}
+        units = start.get('gold_units') or 1.0
+        more = [there - first[seed] for seed, there in gains['gold'].items() if seed in first]
+        first = first or gains['gold']
+        found.append({
+          'label': one['label'], 'reward': one['reward'], 'd': distance, 'gold_units': units,
+          'accuracy': start['metrics'].get('reward_accuracy'),
+          'gold': compared.told(list(gains['gold'].values()), two_way),
+          'proxy': compared.told([units * there for there in gains['proxy'].values()], two_way),
+          'more': compared.told(more, two_way)})
   return found
 
 

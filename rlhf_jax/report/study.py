@@ -138,12 +138,13 @@ def _paths(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 def _best_of_n(starts: Mapping[str, Any]) -> list[dict[str, Any]]:
   rows = []
-  for start in starts.values():
+  for key, start in starts.items():
+    curve = 'best-of-n' if len(starts) == 1 else f'best-of-n, {key.split("/")[-1]}'
     some = start.get('best_of_n') or []
     for row in some:
       gain = {name: None if row.get(name) is None else row[name] - some[0][name]
               for name in ('gold', 'proxy')}
-      rows.append({'curve': 'best-of-n', 'point': f'n = {row["n"]}', 'd': row['kl']**0.5,
+      rows.append({'curve': curve, 'point': f'n = {row["n"]}', 'd': row['kl']**0.5,
                    'gold': gain['gold'], 'proxy': gain['proxy'] * (start.get('gold_units') or 1.0)})
   return rows
 
@@ -172,15 +173,18 @@ def _start(told: Mapping[str, Any], variants: Sequence[Variant]) -> Mapping[str,
 def _samples(workdir: pathlib.Path, told: Mapping[str, Any], variants: Sequence[Variant],
              left_out: list[str]) -> dict[str, Any]:
   """The smallest β, the recommended and the largest, of the family that is recommended or, where
-  that has one β alone, of the one with most: their first seed's last evaluation.
+  that has one β alone, of the one with most; where β does not vary, of all variants the first (of
+  those with ptx the smallest γ), the recommended and the last. Their first seed's last evaluation.
   """
   sorts = study_figures.families(variants)
   if not sorts:
     return {}
-  best = (told.get('recommended') or {}).get('family', '')
+  told_best = told.get('recommended') or {}
+  best = told_best.get('family', '')
   family = best if len(sorts.get(best, ())) > 1 else max(sorts, key=lambda name: len(sorts[name]))
-  some = sorts[family]
-  wanted = (told.get('recommended') or {}).get('by_family', {}).get(family, {}).get('label')
+  some, wanted = sorts[family], told_best.get('by_family', {}).get(family, {}).get('label')
+  if len(some) == 1:
+    some, wanted = sorted(variants, key=lambda one: one['gamma']), told_best.get('label')
   middle = next((one for one in some if one['label'] == wanted), some[len(some) // 2])
   chosen = list({one['label']: one for one in (some[0], middle, some[-1])}.values())
   columns = {}

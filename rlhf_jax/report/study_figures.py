@@ -47,7 +47,8 @@ def colours(variants: Sequence[Variant]) -> dict[str, str]:
 @styled
 def overoptimization(variants: Sequence[Variant], starts: Mapping[str, Any], units: str
                      ) -> tuple[matplotlib.figure.Figure, str]:
-  """Judge's and reward model's gain over √KL, a row for each family, with best-of-n.
+  """Judge's and reward model's gain over √KL, a row for each family, with best-of-n (in the colour
+  of its variant where there are several reward models).
 
   Args:
     units: what the vertical axis counts.
@@ -63,8 +64,9 @@ def overoptimization(variants: Sequence[Variant], starts: Mapping[str, Any], uni
       for one in some:
         told = f"β {one['beta']:g}" if family else one['label']
         _path(axes, one, name, shades[one['label']], told)
-      for start in {one['start']: starts.get(one['start']) for one in some}.values():
-        _best_of_n(axes, start, name)
+      begun = {one['start']: shades[one['label']] for one in some}
+      for key, shade in begun.items():
+        _best_of_n(axes, starts.get(key), name, INK if len(begun) == 1 else shade)
       axes.axhline(0, color=INK, linewidth=0.6)
       title = {'gold': 'the judge', 'proxy': 'the reward model'}[name]
       axes.set_title(f'{title}{f": {family}" * bool(family)}', loc='left')
@@ -89,7 +91,8 @@ def _path(axes: matplotlib.axes.Axes, one: Variant, name: str, colour: str, labe
               linestyle=(0, (4, 2)))
 
 
-def _best_of_n(axes: matplotlib.axes.Axes, start: Mapping[str, Any] | None, name: str) -> None:
+def _best_of_n(axes: matplotlib.axes.Axes, start: Mapping[str, Any] | None, name: str, colour: str
+               ) -> None:
   rows = (start or {}).get('best_of_n') or []
   if not rows or rows[0].get(name) is None:
     return
@@ -97,10 +100,11 @@ def _best_of_n(axes: matplotlib.axes.Axes, start: Mapping[str, Any] | None, name
   d = np.sqrt([row['kl'] for row in rows])
   middle, low, high = (scale * (np.array([row[key] for row in rows]) - rows[0][name])
                        for key in (name, f'{name}_low', f'{name}_high'))
-  axes.errorbar(d, middle, yerr=[middle - low, high - middle], color=INK, fmt='o', markersize=3,
+  axes.errorbar(d, middle, yerr=[middle - low, high - middle], color=colour, fmt='o', markersize=3,
                 linewidth=0.8, label='best-of-n')
   if name == 'gold' and start.get('fit'):
-    axes.plot(start['fit']['curve']['d'], start['fit']['curve']['score'], color=INK, linewidth=0.9,
+    curve = start['fit']['curve']
+    axes.plot(curve['d'], curve['score'], color=colour, linewidth=0.9,
               linestyle=(0, (4, 2)))
 
 

@@ -3,6 +3,7 @@ view.
 """
 
 import csv
+import dataclasses
 import json
 import re
 import shutil
@@ -168,6 +169,32 @@ def test_the_runs_that_points_rest_on_have_a_page_of_their_own(tmp_path):
 def test_a_second_reward_model_is_told(tmp_path):
   text = report.write(made_up(tmp_path, judge='second reward model')).read_text('utf-8')
   assert 'There is no gold labeler here. A second reward model, second,' in text
+
+
+def test_reward_models_are_told_apart(tmp_path):
+  """A sweep over reward models alone: their table, and a column of samples for each."""
+  hat, points = np.random.default_rng(1), []
+  for reward in ('reward', 'reward_small'):
+    point = one(hat, tmp_path, f'reward_{reward}-seed_0', 0.0, 0.0, 0, 'judge')
+    points.append(dataclasses.replace(
+      point, start=f's/{reward}', config=point.config | {'reward': reward},
+      values={'kl_coef': 0.0, 'reward': reward, 'seed': 0}))
+  best = [{'n': k, 'kl': np.log(k) - (k - 1) / k} | {
+    f'{name}{end}': np.log(k) for name in ('gold', 'proxy', 'win_rate')
+    for end in ('', '_low', '_high', '_plain')} for k in (1, 2)]
+  start = {'metrics': {'reward_accuracy': 0.725}, 'baseline': {'gold': 0.3, 'proxy': 0.0},
+           'gold_units': 0.7, 'best_of_n': best, 'fit': None}
+  tables.write(tmp_path, points, {point.start: start for point in points}, {
+    'base': 'ppo', 'grid': [], 'judge': 'judge', 'settings': {'spacing': 0.25, 'stand_in': ''}})
+  report.write(tmp_path)
+  text = (tmp_path / 'report.html').read_text('utf-8')
+  table = text[text.index('Reward models at the same distance'):]
+  table = table[:table.index('</table>')]
+  assert table.count('<tr>') == 5 and table.count('72.5') == 4  # two distances of both
+  assert 'β 0, reward, β 0, reward_small, the first seed of each' in text
+  with (tmp_path / 'figures' / 'overoptimization.csv').open(newline='') as file:
+    curves = {row['curve'] for row in csv.DictReader(file)}
+  assert {'best-of-n, reward', 'best-of-n, reward_small'} < curves
 
 
 def test_without_a_judge_the_page_says_what_is_missing(tmp_path):
