@@ -252,6 +252,9 @@ class Sweep:
   best_of: int = 64  # samples a prompt of the start: best-of-n for n up to it; 0: none
   batch: int = 256  # responses sampled at a time
   seed: int = 0  # of the start's samples, which are the same for all points
+  # Run -> the run of which it is another draw: points on them that differ in their seeds too are
+  # told as one variant, whose intervals then hold for more than one model.
+  draw_of: dict[str, str] = field(default_factory=dict)
 
 
 class BadInput(ValueError):

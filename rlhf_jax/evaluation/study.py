@@ -56,14 +56,16 @@ class Made:
     return steps.get(max(self.evaluations, default=0), {})
 
 
-def summary(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summary(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]],
+            draw_of: Mapping[str, str] | None = None) -> dict[str, Any]:
   """summary.json without what the runtime adds.
 
   Args:
     starts: key -> what evaluation/start.py found of it.
+    draw_of: run -> the run of which it is another draw, as the sweep file has it.
   """
-  groups = _groups(points)
-  variants = [variant(group, starts[group[0].start]) for group in groups]
+  groups = _groups([_drawn(point, draw_of or {}) for point in points])
+  variants = [variant(group, starts) for group in groups]
   best = recommended(variants)
   return {
     'points': {point.name: _point(point) for point in points},
@@ -78,7 +80,14 @@ def summary(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]) -> 
   }
 
 
-def variant(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any]:
+def _drawn(point: Made, draw_of: Mapping[str, str]) -> Made:
+  """A point whose runs are called by the name of which they are draws."""
+  named = lambda values: {field: draw_of.get(value, value) if isinstance(value, str) else value
+                          for field, value in values.items()}
+  return dataclasses.replace(point, values=named(point.values), config=named(point.config))
+
+
+def variant(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
   """What the finished points that differ by seed alone say together, at their last step."""
   values = {field: value for field, value in points[0].values.items()
             if field not in NOT_A_VARIANT}
@@ -89,12 +98,12 @@ def variant(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any]:
     'label': label(values), 'family': label(
       {field: value for field, value in values.items() if field not in NOT_A_FAMILY}),
     'values': values, 'beta': config['kl_coef'], 'gamma': gamma, 'reward': config['reward'],
-    'start': points[0].start, 'points': [point.name for point in points],
+    'start': (done or points)[0].start, 'points': [point.name for point in points],
     'finished': [point.name for point in done], 'measures': {}, 'fit': None, 'curves': {}}
   if done:
-    entry['measures'] = _measures(done, start)
+    entry['measures'] = _measures(done, starts[done[0].start])
     entry['prompts'] = len(done[0].evaluations[max(done[0].evaluations)])
-    entry |= _overoptimized(done, start)
+    entry |= _overoptimized(done, [starts[point.start] for point in done])
   return entry
 
 
@@ -226,7 +235,7 @@ def same_kl(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, An
     least, label_, rival = min(rivals, default=(one['beta'], '', group), key=lambda some: some[0])
     if one['beta'] <= least:
       continue
-    units = starts[one['start']].get('gold_units') or 1.0
+    units = float(np.mean(_units(group, starts)))
     values = {'gold': BY_PROMPT['gold'], 'gap': lambda row, units=units: (
       None if row['judgement'] is None else units * row['proxy'] - row['judgement']['score'])}
     told = {name: compared.at_the_same_kl(_seeds(group), _seeds(rival), BY_PROMPT['kl'], value,
@@ -243,34 +252,44 @@ def reward_models(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
   The distances are the farthest that every seed of all of them reached, and half of it. Gains are
   over the start and in the judge's units; 'more' is what the judge gives more than to the first.
   """
-  alike: dict[str, list[tuple[Mapping[str, Any], Any]]] = {}
+  alike: dict[str, list[tuple[Mapping[str, Any], Sequence[Made]]]] = {}
   for one, group in zip(variants, groups, strict=True):
     if 'gold' in one['curves']:
       rest = {field: value for field, value in one['values'].items() if field != 'reward'}
-      alike.setdefault(repr(rest), []).append((one, _seeds(group)))
+      alike.setdefault(repr(rest), []).append((one, group))
   found = []
   for some in alike.values():
     if len({one['reward'] for one, _ in some}) < 2:
       continue
-    farthest = min(compared.reach(seeds, BY_PROMPT['kl']) for _, seeds in some)
+    farthest = min(compared.reach(_seeds(group), BY_PROMPT['kl']) for _, group in some)
     for distance in (farthest / 2, farthest):
       first: dict[int, np.ndarray] = {}
-      for one, seeds in some:
-        start = starts[one['start']]
-        gains = {name: {seed: there - np.asarray(start['baseline'][name], float) for seed, there in
-                        compared.at_a_distance(seeds, distance, BY_PROMPT['kl'],
-                                               BY_PROMPT[name]).items()}
+      for one, group in some:
+        begun = {point.values.get('seed', 0): starts[point.start] for point in group
+                 if point.status == 'finished'}
+        gains = {name: {seed: there - np.asarray(begun[seed]['baseline'][name], float)
+                        for seed, there in compared.at_a_distance(
+                          _seeds(group), distance, BY_PROMPT['kl'], BY_PROMPT[name]).items()}
                  for name in ('gold', 'proxy')}
-        units = start.get('gold_units') or 1.0
+        scaled = [(begun[seed].get('gold_units') or 1.0) * there
+                  for seed, there in gains['proxy'].items()]
         more = [there - first[seed] for seed, there in gains['gold'].items() if seed in first]
         first = first or gains['gold']
+        right = [start['metrics']['reward_accuracy'] for start in begun.values()
+                 if start['metrics'].get('reward_accuracy') is not None]
         found.append({
-          'label': one['label'], 'reward': one['reward'], 'd': distance, 'gold_units': units,
-          'accuracy': start['metrics'].get('reward_accuracy'),
+          'label': one['label'], 'reward': one['reward'], 'd': distance,
+          'gold_units': float(np.mean(_units(group, starts))),
+          'accuracy': float(np.mean(right)) if right else None,
           'gold': compared.told(list(gains['gold'].values()), two_way),
-          'proxy': compared.told([units * there for there in gains['proxy'].values()], two_way),
-          'more': compared.told(more, two_way)})
+          'proxy': compared.told(scaled, two_way), 'more': compared.told(more, two_way)})
   return found
+
+
+def _units(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]) -> list[float]:
+  """What one unit of the reward model is of the judge's, for each finished point."""
+  return [starts[point.start].get('gold_units') or 1.0 for point in points
+          if point.status == 'finished']
 
 
 def _seeds(points: Sequence[Made]) -> dict[int, Mapping[int, Sequence[Mapping[str, Any]]]]:
@@ -284,7 +303,7 @@ def _groups(points: Sequence[Made]) -> list[list[Made]]:
   groups: dict[str, list[Made]] = {}
   for point in points:
     key = repr([(field, value) for field, value in point.values.items()
-                if field not in NOT_A_VARIANT] + [point.start])
+                if field not in NOT_A_VARIANT])
     groups.setdefault(key, []).append(point)
   return list(groups.values())
 
@@ -328,18 +347,17 @@ def _matrix(rows: Sequence[Sequence[Mapping[str, Any]]], value: Any) -> np.ndarr
   return np.array([compared.numbers(some, value) for some in rows])
 
 
-def _overoptimized(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any]:
+def _overoptimized(points: Sequence[Made], starts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
   """'fit' of the RL form, and 'curves' over √KL with bands over seeds."""
   stacked: dict[str, list[np.ndarray]] = {}
   seeds, paths = [], []
-  units = start.get('gold_units') or 1.0
-  for number, point in enumerate(points):
+  for number, (point, start) in enumerate(zip(points, starts, strict=True)):
     path: dict[str, list[float]] = {'d': [0.0], 'gold': [0.0], 'proxy': [0.0]}
     for _, rows in sorted(point.evaluations.items()):
       told = {name: _matrix([rows], BY_PROMPT[name])[0] for name in ('kl', 'gold', 'proxy')}
       for name in ('gold', 'proxy'):
         told[name] = told[name] - np.asarray(start['baseline'].get(name, 0.0), float)
-      told['proxy'] = told['proxy'] * units
+      told['proxy'] = told['proxy'] * (start.get('gold_units') or 1.0)
       for name, values in told.items():
         stacked.setdefault(name, []).append(values)
       seeds.append(number)

@@ -79,6 +79,10 @@ def _check(experiment: Experiment) -> None:
   if sweep.stand_in and sweep.stand_in not in rewards:
     raise BadInput(f'{file}: sweep.stand_in is {sweep.stand_in!r}, no Reward run of the file'
                    f'{near(sweep.stand_in, rewards)}')
+  for name in [*sweep.draw_of, *sweep.draw_of.values()]:
+    if name not in experiment.runs:
+      raise BadInput(f'{file}: sweep.draw_of names {name!r}, no run of the file'
+                     f'{near(name, experiment.runs)}')
   taken = [name for name in experiment.runs if name in RESERVED]
   if taken:
     raise BadInput(f'{experiment.where(taken[0])}: a sweep keeps this name for itself')

@@ -169,7 +169,7 @@ class _Sweep:
     """A hash of all that the samples of a point's start, and its evaluations, depend on."""
     sweep, config = self.sweep, point.config
     same = dataclasses.asdict(sweep)
-    for field in ('base', 'grid', 'best_of'):
+    for field in ('base', 'grid', 'best_of', 'draw_of'):
       same.pop(field)
     of = [same, self.hashes.get(config.policy, config.policy),
           self.hashes.get(sweep.stand_in, ''), config.evaluation_size, config.judge,

@@ -56,7 +56,8 @@ def write(folder: Path, points: Sequence[study.Made], starts: Mapping[str, Mappi
   """Writes DIR/sweep.parquet and DIR/summary.json; returns the summary, which has `told` too."""
   with store.writing(folder / 'sweep.parquet', 'wb') as file:
     pyarrow.parquet.write_table(table(points, starts), file)
-  summary = {**told, **study.summary(points, starts)}
+  draw_of = told.get('settings', {}).get('draw_of', {})
+  summary = {**told, **study.summary(points, starts, draw_of)}
   workdir.write_json(folder / 'summary.json', summary)
   return summary
 

@@ -80,7 +80,8 @@ def test_a_variant_is_all_that_differs_by_seed_alone():
 
 def test_rates_are_over_the_prompts_to_which_they_apply():
   rows = [row(hallucination=index < 3) if index < 12 else row() for index in range(PROMPTS)]
-  told = study.variant([made(evaluations={4: rows}), made('b', 1, evaluations={4: rows})], START)
+  told = study.variant([made(evaluations={4: rows}), made('b', 1, evaluations={4: rows})],
+                       {'sft': START})
   rate = told['measures']['hallucination_rate']
   assert rate['mean'] == pytest.approx(0.25) and rate['n'] == 24
 
@@ -89,7 +90,7 @@ def test_curves_are_recentred_and_in_gold_units():
   points = [made(seed=seed, evaluations={
     step: [row(gold=0.1 + d + seed, proxy=3 * d, kl=d * d) for _ in range(PROMPTS)]
     for step, d in ((1, 0.5), (4, 1.0 + seed))}) for seed in (0, 1)]
-  told = study.variant(points, START)
+  told = study.variant(points, {'sft': START})
   curves = told['curves']
   assert curves['d'][0] == 0 and curves['d'][-1] == pytest.approx(1.0)  # as far as both went
   assert curves['gold']['low'][-1] == pytest.approx(1.0)
@@ -103,7 +104,7 @@ def test_the_fit_of_a_variant_finds_what_made_it():
   def rows(d):
     return [row(gold=0.1 + d * (0.9 - 0.4 * np.log(d)), kl=d * d) for _ in range(PROMPTS)]
   told = study.variant([made(seed=seed, evaluations={
-    step: rows(0.5 * step) for step in range(1, 12)}) for seed in (0, 1)], START)
+    step: rows(0.5 * step) for step in range(1, 12)}) for seed in (0, 1)], {'sft': START})
   assert (told['fit']['alpha'], told['fit']['beta']) == pytest.approx((0.9, 0.4))
   assert told['fit']['peak']['reached'] and told['fit']['seeds'] == 2
   assert told['fit']['curve']['d'][-1] == pytest.approx(5.5)
@@ -173,6 +174,26 @@ def test_reward_models_are_compared_at_one_distance():
   assert [one['accuracy'] for one in found] == [0.7, None, 0.7, None]
   alone = study.summary(points[:2], starts)
   assert alone['reward_models'] == []
+
+
+def test_draws_of_one_reward_model_are_one_variant():
+  """Each seed has a draw of its own, with a start of its own: gains and units are of that."""
+  points, starts = [], {}
+  for seed, (start, gold, units) in enumerate((('a', 0.1, 2.0), ('a_1', 0.3, 4.0))):
+    point = curve(0.0, seed, 4.0)
+    points.append(dataclasses.replace(point, start=start, values={'reward': start, **point.values},
+                                      config=point.config | {'reward': start}))
+    starts[start] = START | {'baseline': {'gold': gold, 'proxy': 0.0}, 'gold_units': units}
+  apart = study.summary(points, starts)
+  assert [one['reward'] for one in apart['variants']] == ['a', 'a_1']
+  told = study.summary(points, starts, {'a_1': 'a'})
+  one, = told['variants']
+  assert one['reward'] == 'a' and one['label'] == 'a, β 0, no ptx'
+  assert one['finished'] == [points[0].name, points[1].name]
+  for path, gold, units in zip(one['paths'], (0.1, 0.3), (2.0, 4.0), strict=True):
+    assert path['d'][-1] == 4 and path['gold'][-1] == pytest.approx(0.05 - gold)
+    assert path['proxy'][-1] == pytest.approx(2 * units)
+  assert told['points'][points[1].name]['values']['reward'] == 'a_1'  # as it is, not as it is told
 
 
 def test_nobody_judged():

@@ -68,6 +68,10 @@ def test_several_grids_are_joined_and_equal_points_are_one(read):
   ("base='ppo', grid=({'seed': (0,)},), spacing=0.0", 'sweep.spacing is 0.0'),
   ("base='ppo', grid=({'seed': (0,)},), samples=0", 'sweep.samples is 0'),
   ("base='ppo', grid=({'seed': (0,)},), stand_in='sft'", "sweep.stand_in is 'sft', no Reward run"),
+  ("base='ppo', grid=({'seed': (0,)},), draw_of={'smal': 'reward'}",
+   "sweep.draw_of names 'smal', no run of the file; did you mean small"),
+  ("base='ppo', grid=({'seed': (0,)},), draw_of={'small': 'rewardd'}",
+   "sweep.draw_of names 'rewardd', no run"),
   ("base='ppo', grid=({'kl_coef': (0.1, 0.10000001)},)", 'two points named'),
   ("base='ppo', grids=()", "Sweep has no field 'grids'; did you mean grid"),
 ])
