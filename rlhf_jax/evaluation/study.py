@@ -76,7 +76,7 @@ def summary(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]],
     'alone': alone(variants),
     'paired': paired(groups, variants, best),
     'same_kl': same_kl(groups, variants, starts),
-    'reward_models': reward_models(groups, variants, starts),
+    'same_distance': same_distance(groups, variants, starts),
   }
 
 
@@ -245,26 +245,25 @@ def same_kl(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, An
   return found
 
 
-def reward_models(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any]],
+def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any]],
                   starts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """Variants that differ in their reward model alone, where each was equally far from the start.
+  """The least KL coefficient of each family where all of these were equally far from the start.
 
-  The distances are the farthest that every seed of all of them reached, and half of it. Gains are
-  over the start and in the judge's units; 'more' is what the judge gives more than to the first.
+  So reward models are compared, or coefficients of the pretraining gradient. The distances are the
+  farthest that every seed of all reached, and half of it. Gains are over the start and in the
+  judge's units; 'more' is what the judge gives more than to the first.
   """
-  alike: dict[str, list[tuple[Mapping[str, Any], Sequence[Made]]]] = {}
+  least: dict[str, tuple[Mapping[str, Any], Sequence[Made]]] = {}
   for one, group in zip(variants, groups, strict=True):
-    if 'gold' in one['curves']:
-      rest = {field: value for field, value in one['values'].items() if field != 'reward'}
-      alike.setdefault(repr(rest), []).append((one, group))
+    known = least.get(one['family'])
+    if 'gold' in one['curves'] and (known is None or one['beta'] < known[0]['beta']):
+      least[one['family']] = one, group
   found = []
-  for some in alike.values():
-    if len({one['reward'] for one, _ in some}) < 2:
-      continue
-    farthest = min(compared.reach(_seeds(group), BY_PROMPT['kl']) for _, group in some)
+  if len(least) > 1:
+    farthest = min(compared.reach(_seeds(group), BY_PROMPT['kl']) for _, group in least.values())
     for distance in (farthest / 2, farthest):
       first: dict[int, np.ndarray] = {}
-      for one, group in some:
+      for one, group in least.values():
         begun = {point.values.get('seed', 0): starts[point.start] for point in group
                  if point.status == 'finished'}
         gains = {name: {seed: there - np.asarray(begun[seed]['baseline'][name], float)
@@ -278,8 +277,7 @@ def reward_models(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
         right = [start['metrics']['reward_accuracy'] for start in begun.values()
                  if start['metrics'].get('reward_accuracy') is not None]
         found.append({
-          'label': one['label'], 'reward': one['reward'], 'd': distance,
-          'gold_units': float(np.mean(_units(group, starts))),
+          'label': one['label'], 'd': distance, 'gold_units': float(np.mean(_units(group, starts))),
           'accuracy': float(np.mean(right)) if right else None,
           'gold': compared.told(list(gains['gold'].values()), two_way),
           'proxy': compared.told(scaled, two_way), 'more': compared.told(more, two_way)})

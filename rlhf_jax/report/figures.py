@@ -236,6 +236,12 @@ def _svg(figure: matplotlib.figure.Figure, label: str) -> str:
   text = text.replace(INK, 'currentColor')
   text = re.sub(r"font: ([\d.]+px) [^;\"]*", r'font-size: \1', text)
   text = re.sub(r'font-family: [^;"]*; ?|<style.*?</style>', '', text, flags=re.S)
+  # A hundredth of a point is finer than any screen, and nothing refers to a group.
+  text = re.sub(r'<g id="[^"]*"', '<g', text)
+  text = re.sub(r'\b(?:d|x|y|transform)="[^"]*"', lambda found: re.sub(
+    r'-?\d+\.\d+', lambda number: f'{float(number[0]):.2f}'.rstrip('0').rstrip('.'),
+    found[0]).replace('\n', ''), text)
+  text = re.sub(r'>\s+<', '>\n<', text)
   # As wide as drawn, and no wider than the screen.
   width = float(re.search(r'\bwidth="([\d.]+)pt"', text)[1]) * 4 / 3
   text = re.sub(r'\s(width|height)="[\d.]+pt"', '', text)

@@ -151,7 +151,7 @@ def test_the_recommended_is_paired_with_the_others():
   assert other['win_rate']['mean'] == pytest.approx(0.2)
 
 
-def test_reward_models_are_compared_at_one_distance():
+def test_families_are_compared_at_one_distance():
   """By hand: gold = d − d²/4, less 1 for the second; proxy = d/2, in units of 2 and 4."""
   points = []
   for reward, far, less in (('a', 4.0, 0.0), ('b', 2.0, 1.0)):
@@ -164,16 +164,18 @@ def test_reward_models_are_compared_at_one_distance():
         point, name=f'{reward}{seed}', start=reward, evaluations=told,
         values={'reward': reward, **point.values}, config=point.config | {'reward': reward}))
   starts = {'a': START | {'metrics': {'reward_accuracy': 0.7}}, 'b': START | {'gold_units': 4.0}}
-  found = study.summary(points, starts)['reward_models']
-  assert [(one['reward'], one['d']) for one in found] == [('a', 1), ('b', 1), ('a', 2), ('b', 2)]
+  found = study.summary(points, starts)['same_distance']
+  assert [(one['label'][0], one['d']) for one in found] == [('a', 1), ('b', 1), ('a', 2), ('b', 2)]
   mean = lambda name: [one[name] and pytest.approx(one[name]['mean']) for one in found]
   start = 0.1 - 0.05  # less that of the start; half the prompts have 0.1 more
   assert mean('gold') == [0.75 - start, -0.25 - start, 1 - start, -start]
   assert mean('proxy') == [1, 2, 2, 4]
   assert mean('more') == [None, -1, None, -1]
   assert [one['accuracy'] for one in found] == [0.7, None, 0.7, None]
-  alone = study.summary(points[:2], starts)
-  assert alone['reward_models'] == []
+  higher = dataclasses.replace(points[0], values=points[0].values | {'kl_coef': 0.5},
+                               config=points[0].config | {'kl_coef': 0.5})
+  assert study.summary([higher, *points], starts)['same_distance'] == found
+  assert study.summary(points[:2], starts)['same_distance'] == []
 
 
 def test_draws_of_one_reward_model_are_one_variant():

@@ -188,7 +188,7 @@ def test_reward_models_are_told_apart(tmp_path):
     'base': 'ppo', 'grid': [], 'judge': 'judge', 'settings': {'spacing': 0.25, 'stand_in': ''}})
   report.write(tmp_path)
   text = (tmp_path / 'report.html').read_text('utf-8')
-  table = text[text.index('Reward models at the same distance'):]
+  table = text[text.index('At the same distance'):]
   table = table[:table.index('</table>')]
   assert table.count('<tr>') == 5 and table.count('72.5') == 4  # two distances of both
   assert 'β 0, reward, β 0, reward_small, the first seed of each' in text
