@@ -5,7 +5,7 @@
 The JSON names the part, the model's fields and the sizes of the work (gpu.py has the table). Every
 part measures the rate it is compared with, of a matmul or a copy, in its own process.
 Model FLOPs: matrix products of the traced program, what rematerialisation computes twice left out,
-masked attention counted whole.
+masked attention counted as far as it is computed.
 Left out: several devices.
 """
 

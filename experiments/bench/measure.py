@@ -118,7 +118,8 @@ def program_bytes(compiled: Any) -> int:
 
 def counted(function: Callable[..., Any], *arguments: Any, trips: int | None = None,
             otherwise: str = 'scoring') -> flops.Counts:
-  """FLOPs of the matrix products of one call, by phase; masked attention is counted whole.
+  """FLOPs of the matrix products of one call, by phase; what is computed of masked
+  attention is counted too.
 
   Args:
     trips: times that a decoding loop runs.

@@ -12,6 +12,7 @@ import pytest
 from rlhf_jax import configs
 from rlhf_jax.model import sharding, transformer
 from rlhf_jax.objectives import likelihood
+from rlhf_jax.runtime import flops
 
 hidden = jax.jit(transformer.hidden, static_argnums=0)
 scalars = jax.jit(transformer.scalars)
@@ -150,6 +151,41 @@ def test_positions_that_nobody_asks_for_are_not_missed(case, rows, scan, which):
     # A key's bias moves no softmax: its gradient is rounding of what the others have.
     size = max(float(jnp.linalg.norm(other)), 1e-2 * largest)
     assert float(jnp.linalg.norm(one - other)) <= 1e-5 * size
+
+
+# ------------------------------------------------------------------------------- long rows
+
+
+def test_attention_in_pieces_changes_neither_value_nor_gradient(case, rows, monkeypatch):
+  weights = np.where(rows[1], np.linspace(-1, 1, rows[1].size).reshape(rows[1].shape), 0)
+
+  def loss(params):
+    states = transformer.hidden(case.config, params, *rows)
+    return jnp.sum(weights[..., None] * states**2), states
+
+  run = lambda: jax.jit(jax.grad(lambda params: loss(params), has_aux=True))(case.params)
+  plain, states = run()
+  monkeypatch.setattr(transformer, 'BLOCKED', 11)  # as long as the rows are
+  found, in_pieces = run()
+  np.testing.assert_allclose(in_pieces[rows[1]], states[rows[1]], rtol=1e-5, atol=1e-5)
+  whole = max(float(jnp.linalg.norm(x)) for x in jax.tree.leaves(plain))
+  for one, other in zip(*map(jax.tree.leaves, (found, plain)), strict=True):
+    # A key's bias moves no softmax: its gradient is rounding of what the others have.
+    assert jnp.linalg.norm(one - other) <= 1e-5 * max(float(jnp.linalg.norm(other)), 1e-2 * whole)
+
+
+def test_pieces_leave_three_eighths_of_the_scores_out(cases):
+  case, long = cases['gpt'], transformer.BLOCKED
+  config = dataclasses.replace(case.config, positions='rope')
+  tokens = jnp.zeros((1, long), jnp.int32)
+
+  def products(config):
+    pass_ = lambda params: transformer.hidden(config, params, tokens, tokens == 0)
+    return flops.count(jax.jit(pass_).trace(case.params).jaxpr.jaxpr).total
+
+  scores = config.layers * 4 * long * long * config.heads * config.head_size
+  scanned = dataclasses.replace(config, scan=True)
+  assert products(scanned) - products(config) == pytest.approx(3 / 8 * scores, rel=1e-6)
 
 
 # ------------------------------------------------------------------------------------ cache, scan
