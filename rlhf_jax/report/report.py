@@ -163,7 +163,8 @@ def shade(share: float | None) -> str:
 
 def _flags(models: Mapping[str, Any]) -> list[str]:
   """The rates that any model has, named ones first."""
-  first = ['hallucination_rate', 'truthful_rate', 'rude_rate', 'constraint_rate']
+  first = ['hallucination_rate', 'truthful_rate', 'truthful_informative_rate', 'rude_rate',
+           'constraint_rate']
   found = {name for entry in models.values() for name in entry
            if name.endswith('_rate') and name != 'eos_rate' and entry[name] is not None}
   return [name for name in first if name in found] + sorted(found - set(first))

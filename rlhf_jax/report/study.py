@@ -24,11 +24,13 @@ PANELS = {
   'win_rate': 'wins against the start', 'gold': 'judge’s score', 'proxy': 'reward-model score',
   'kl': 'KL, nats', 'response_length': 'length, tokens', 'eos_rate': 'share that ends',
   'refusal_rate': 'refusals', 'hallucination_rate': 'hallucination', 'repetition': 'repetition',
-  'distinct_2': 'distinct word pairs', 'truthful_rate': 'truthful', 'rude_rate': 'rude unasked',
+  'distinct_2': 'distinct word pairs', 'truthful_rate': 'truthful',
+  'truthful_informative_rate': 'truthful and informative', 'rude_rate': 'rude unasked',
   'constraint_rate': 'constraint kept', 'reward_accuracy': 'reward model right',
   'reward_ece': 'its calibration error', 'pretraining_loss': 'pretraining loss'}
 RATES = ('win_rate', 'eos_rate', 'refusal_rate', 'hallucination_rate', 'truthful_rate',
-         'rude_rate', 'constraint_rate', 'reward_accuracy', 'repetition', 'distinct_2')
+         'truthful_informative_rate', 'rude_rate', 'constraint_rate', 'reward_accuracy',
+         'repetition', 'distinct_2')
 TRAINING = {'kl': 'KL of the rollouts, nats', 'score': 'reward-model score',
             'gold': 'judge’s score', 'entropy': 'entropy, nats a token',
             'clip_fraction': 'clip fraction', 'explained_variance': 'explained variance'}
