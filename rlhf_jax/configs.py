@@ -241,7 +241,9 @@ Run = Language | Collect | Reward | PPO | Evaluate
 @dataclass(frozen=True)
 class Sweep:
   """A PPO run and the values that some of its fields take: a point for each combination, all of
-  them measured on the run's evaluation prompts by its judge.
+  them measured on the run's evaluation prompts by its judge. Points that differ in their seeds
+  alone are told together, with intervals over seeds; so are those whose runs are draws of one
+  (`draw_of`), which makes the intervals hold for more than one reward model.
   """
   base: str = 'ppo'  # PPO run of the same file
   grid: tuple[dict[str, tuple], ...] = ()  # field -> values, in all combinations; grids are joined
@@ -252,9 +254,7 @@ class Sweep:
   best_of: int = 64  # samples a prompt of the start: best-of-n for n up to it; 0: none
   batch: int = 256  # responses sampled at a time
   seed: int = 0  # of the start's samples, which are the same for all points
-  # Run -> the run of which it is another draw: points on them that differ in their seeds too are
-  # told as one variant, whose intervals then hold for more than one model.
-  draw_of: dict[str, str] = field(default_factory=dict)
+  draw_of: dict[str, str] = field(default_factory=dict)  # run -> what it is another draw of
 
 
 class BadInput(ValueError):

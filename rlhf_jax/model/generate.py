@@ -26,9 +26,7 @@ class Rollout:
   tokens: chex.Array  # int32 [B, P+R]
   valid: chex.Array  # bool [B, P+R], every real token
   mask: chex.Array  # bool [B, R], response tokens, eos included
-  logprobs: (
-    chex.Array
-  )  # float32 [B, R], of the sampled tokens at the sampling temperature; 0 outside the mask
+  logprobs: chex.Array  # float32 [B, R], of the samples at their temperature; 0 outside the mask
 
 
 def ends(tokens: chex.Array, eos: int | Sequence[int]) -> chex.Array:

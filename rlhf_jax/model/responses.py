@@ -17,9 +17,8 @@ import numpy as np
 from rlhf_jax import configs
 from rlhf_jax.model import experience, generate, sharding, transformer
 
-UNFINISHED = (
-  ' …'  # ends the text of a response that was cut, so that judges see it (records.UNFINISHED)
-)
+# Ends the text of a response that was cut, so that judges see it (records.UNFINISHED).
+UNFINISHED = ' …'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,10 +92,8 @@ def in_batches(call: Callable, arrays: Sequence[np.ndarray], batch: int) -> list
   for number, start in enumerate(range(0, count, batch)):
     rows = [a[start:start + batch] for a in arrays]
     real = len(rows[0])
-    rows = [
-      np.concatenate([r, np.repeat(r[-1:], full - real, axis=0)]) if real < full else r
-      for r in rows
-    ]
+    rows = [np.concatenate([r, np.repeat(r[-1:], full - real, axis=0)]) if real < full else r
+            for r in rows]
     outputs.append(jax.tree.map(lambda x, real=real: x[:real],
                                 sharding.to_host(call(number, *rows))))
   return outputs
@@ -192,8 +189,7 @@ def mean_loss(losses: Callable, params: Any, data: Any, batch: int) -> tuple[flo
   if not len(data):
     return float('nan'), 0
   stacked = {
-    k: np.stack([data[i][k] for i in range(len(data))]) for k in ('tokens', 'valid', 'mask')
-  }
+    k: np.stack([data[i][k] for i in range(len(data))]) for k in ('tokens', 'valid', 'mask')}
   names = list(stacked)
   total = count = 0.0
   for values, mask in in_batches(

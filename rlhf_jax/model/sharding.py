@@ -136,8 +136,7 @@ def state_shardings(mesh: jax.sharding.Mesh, shapes: Any, axes: Any) -> Any:
   """
   table = {
     _keys(p)[1:]: a for p, a in jax.tree_util.tree_flatten_with_path(
-      axes, is_leaf=lambda a: isinstance(a, tuple))[0]
-  }
+      axes, is_leaf=lambda a: isinstance(a, tuple))[0]}
   longest = max((len(k) for k in table), default=0)
 
   def one(path, leaf):

@@ -12,7 +12,6 @@ that choice.
 """
 
 import functools
-import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,13 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import configs
+from rlhf_jax.model.attention import attend
 from rlhf_jax.model.norms import normalize
 from rlhf_jax.model.positions import head_size, rotary_size, rotate, turns
 from rlhf_jax.model.sharding import constrain
 
 Params = Any
 TABLE_MULTIPLE = 64  # the embedding table's rows are padded to it: it divides over a mesh
-BLOCKED, BLOCKS = 128, 4  # rows of so many tokens attend in so many pieces
 
 
 def kv_heads(config: configs.Model) -> int:
@@ -148,36 +147,6 @@ def every(x: chex.Array) -> chex.Array:
   return x
 
 
-def _spans(time: int, keys: int, causal: bool) -> list[tuple[int, int, int]]:
-  """(first query, end, end of the keys) of the pieces in which attention is computed.
-
-  Where queries are the keys' own positions, a quarter of them at a time: no query sees a key of a
-  later quarter, so three eighths of the scores are never made. Short rows are not worth it, and
-  scanned layers are left whole: what pieces are worth on the chips those are for is not known.
-  """
-  if not causal or time < BLOCKED:
-    return [(0, time, keys)]
-  ends = [time * part // BLOCKS for part in range(BLOCKS + 1)]
-  return [(start, end, end) for start, end in itertools.pairwise(ends)]
-
-
-def _attend(query: chex.Array, key: chex.Array, value: chex.Array, mask: chex.Array) -> chex.Array:
-  """Softmax attention in float32: [B, G, N/G, T, H] of queries of that shape, keys and values
-  [B, G, S, H], and mask [B, T, S].
-  """
-  # Heads stay on `tensor` through scores, weights and output; otherwise the backward pass
-  # reshards float32 scores.
-  batch, groups, _, time, size = query.shape
-  scores = jnp.einsum('bgqh,bgsh->bgqs', query.reshape(batch, groups, -1, size), key,
-                      preferred_element_type=jnp.float32)  # q: the heads of a group, and T
-  scores = constrain(scores * size**-0.5, 'batch', 'kv_heads', None, None)
-  scores = scores.reshape(batch, groups, -1, time, key.shape[2])
-  weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
-  weights = weights.astype(value.dtype).reshape(batch, groups, -1, key.shape[2])
-  weights = constrain(weights, 'batch', 'kv_heads', None, None)
-  return jnp.einsum('bgqs,bgsh->bgqh', weights, value).reshape(query.shape)
-
-
 class Attention(nn.Module):
   """Masked attention over the given keys, or over a cache that takes this call's keys at `index`.
 
@@ -209,11 +178,9 @@ class Attention(nn.Module):
       value = put(cache[1], value.astype(cache[1].dtype))
     batch, time = asked.shape[:2]
     query = query.reshape(batch, time, groups, -1, size).transpose(0, 2, 3, 1, 4)
+    # Scanned layers stay whole: what pieces are worth on the chips those are for is not known.
     own = cache is None and take is every and not config.scan
-    out = jnp.concatenate([
-      _attend(query[:, :, :, start:end], key[:, :, :seen], value[:, :, :seen],
-              take(mask)[:, start:end, :seen]) for start, end, seen in _spans(
-                time, key.shape[2], own)], axis=3)
+    out = attend(query, key, value, take(mask), own)
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, time, config.heads, size)
     out = constrain(out, 'batch', None, 'heads', None)
     out = Project((config.heads, size, config.width), ('heads', None, 'width'), 2,
@@ -282,8 +249,7 @@ def _parts(config: configs.Model, scalar: bool, key: chex.PRNGKey) -> Params:
   table = named(normal, ('vocabulary', 'width'))
   params = {
     'embed': {'tokens': table(keys[1], (table_rows(config), config.width))}, 'blocks': blocks,
-    'norm': Norm(config).init(keys[0], x)['params']
-  }
+    'norm': Norm(config).init(keys[0], x)['params']}
   if config.positions == 'learned':
     params['embed']['positions'] = named(normal, (None, 'width'))(
       keys[2], (config.context, config.width))
@@ -291,8 +257,7 @@ def _parts(config: configs.Model, scalar: bool, key: chex.PRNGKey) -> Params:
     head = nn.initializers.normal((config.width + 1)**-0.5)
     params['head'] = {
       'kernel': named(head, (None,))(keys[3], (config.width,)),
-      'bias': named(nn.initializers.zeros, ())(keys[3], ())
-    }
+      'bias': named(nn.initializers.zeros, ())(keys[3], ())}
   elif not config.tied:
     params['unembed'] = {'tokens': table(keys[3], (table_rows(config), config.width))}
   return params

@@ -48,8 +48,7 @@ def _update(config, model, steps, state, frozen, batch, key):
   trained = stage.apply(config.optimizer, state.model, grads, rate, config.ema)
   metrics |= {
     'gradient_norm': optax.tree.norm(grads), 'learning_rate': rate,
-    'target_tokens': count.astype(jnp.float32)
-  }
+    'target_tokens': count.astype(jnp.float32)}
   return state.replace(step=state.step + 1, model=trained), metrics
 
 
@@ -152,8 +151,7 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
     metrics = {
       f'{name}_loss': responses.mean_loss(losses, state.model.params, rows, config.batch)[0]
       for name, rows in heldout.items()
-      if len(rows)
-    }
+      if len(rows)}
     if config.select == 'reward':
       metrics['reward'] = validation.sample_score(config, parents, place, state.model.params,
                                                     frozen['reward'])
@@ -170,8 +168,7 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
       return state, {}
     params = state.best['params']
     return state.replace(model=state.model.replace(params=params)), {
-      f'best_{config.select}': float(state.best['value'])
-    }
+      f'best_{config.select}': float(state.best['value'])}
 
   return stage.Stage(
     model=model, tokenizer=tokenizer, kind='policy', steps=steps,

@@ -189,8 +189,7 @@ def minibatch(config: configs.PPO, models: Models, state: State, seen: experienc
     loss, change = total(losses), logprobs - old
     return loss, {
       'policy_loss': loss, 'ratio': total(ratio), 'clip_fraction': total(clipped),
-      'approximate_kl': total(0.5 * change**2), 'gap': total(jnp.abs(change))
-    }
+      'approximate_kl': total(0.5 * change**2), 'gap': total(jnp.abs(change))}
 
   def value_loss(params, piece):
     values = experience.response_values(models.value, params, piece.rollout.tokens,
@@ -213,8 +212,7 @@ def minibatch(config: configs.PPO, models: Models, state: State, seen: experienc
   metrics |= value_metrics | {
     'policy_gradient_norm': optax.tree.norm(grads),
     'value_gradient_norm': optax.tree.norm(value_grads), 'policy_learning_rate': policy_rate,
-    'value_learning_rate': value_rate
-  }
+    'value_learning_rate': value_rate}
   return state.replace(
     policy=stage.apply(config.policy_optimizer, state.policy, grads, policy_rate, config.ema),
     value=stage.apply(config.value_optimizer, state.value, value_grads, value_rate)), metrics
@@ -265,8 +263,7 @@ def _check(config, policy, value):
   refuse(
     config.kl_target < 0 or config.kl_horizon <= 0,
     f'kl_target {config.kl_target} must be 0 (fixed kl_coef) or positive, '
-    f'kl_horizon {config.kl_horizon} positive'
-  )
+    f'kl_horizon {config.kl_horizon} positive')
   refuse(config.kl_coef < 0 or config.ptx_coef < 0, 'kl_coef and ptx_coef must not be negative')
   longest = max(config.prompt_length + config.response_length,
                 config.text_length if config.ptx_ratio else 0)
@@ -284,8 +281,7 @@ def _shapes(config):
     text = (rows, config.text_length)
     shapes['pretraining'] = {
       'tokens': shape(text, np.int32), 'valid': shape(text, np.bool_),
-      'mask': shape(text, np.bool_)
-    }
+      'mask': shape(text, np.bool_)}
   return shapes
 
 

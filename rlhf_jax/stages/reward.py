@@ -47,8 +47,7 @@ def _update(config, model, steps, state, frozen, batch, key):
     total = jnp.sum(losses) / prompts
     return total, {
       'loss': total, 'correct': jnp.sum(correct), 'pairs': jnp.sum(pairs),
-      'score': jnp.sum(jnp.where(piece['present'], scores, 0.0))
-    }
+      'score': jnp.sum(jnp.where(piece['present'], scores, 0.0))}
 
   grads, metrics = stage.accumulate(loss, state.model.params, batch, pieces)
   rate = state.learning_rate * stage.schedule(config.optimizer, state.step, steps)
@@ -57,8 +56,7 @@ def _update(config, model, steps, state, frozen, batch, key):
   metrics |= {
     'accuracy': correct / jnp.maximum(metrics['pairs'], 1.0),
     'score': score / jnp.maximum(jnp.sum(batch['present']), 1),
-    'gradient_norm': optax.tree.norm(grads), 'learning_rate': rate
-  }
+    'gradient_norm': optax.tree.norm(grads), 'learning_rate': rate}
   return state.replace(step=state.step + 1, model=trained), metrics
 
 
@@ -73,8 +71,7 @@ def _shapes(config):
   shape = jax.ShapeDtypeStruct
   return {
     'tokens': shape(rows, np.int32), 'valid': shape(rows, np.bool_),
-    'ranks': shape(rows[:2], np.int32), 'present': shape(rows[:2], np.bool_)
-  }
+    'ranks': shape(rows[:2], np.int32), 'present': shape(rows[:2], np.bool_)}
 
 
 def _pick(batch, names):

@@ -29,8 +29,7 @@ def sample_score(config: configs.Language, parents: dict, place: Any, params: An
   prompts = [r.prompt for r in records_[:SCORED_PROMPTS]]
   options = {
     'prompt_length': config.prompt_length, 'response_length': config.response_length,
-    'batch': len(prompts)
-  }
+    'batch': len(prompts)}
   sampled = responses.respond(model, params, tokenizer, prompts, jax.random.key(config.seed),
                               temperature=1.0, **options)
   return float(
@@ -69,8 +68,7 @@ def evaluation(config: configs.PPO, models: Any, tokenizer: Any, place: Any,
   judge = records.load_judge(config.judge) if config.judge else None
   options = {
     'prompt_length': config.prompt_length, 'response_length': config.response_length,
-    'batch': len(texts)
-  }
+    'batch': len(texts)}
   references: list[responses.Response] = []
   run_score = jax.jit(models.score)
 

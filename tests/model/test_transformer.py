@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import configs
-from rlhf_jax.model import sharding, transformer
+from rlhf_jax.model import attention, sharding, transformer
 from rlhf_jax.objectives import likelihood
 from rlhf_jax.runtime import flops
 
@@ -165,7 +165,7 @@ def test_attention_in_pieces_changes_neither_value_nor_gradient(case, rows, monk
 
   run = lambda: jax.jit(jax.grad(lambda params: loss(params), has_aux=True))(case.params)
   plain, states = run()
-  monkeypatch.setattr(transformer, 'BLOCKED', 11)  # as long as the rows are
+  monkeypatch.setattr(attention, 'LONG', 11)  # as long as the rows are
   found, in_pieces = run()
   np.testing.assert_allclose(in_pieces[rows[1]], states[rows[1]], rtol=1e-5, atol=1e-5)
   whole = max(float(jnp.linalg.norm(x)) for x in jax.tree.leaves(plain))
@@ -175,7 +175,7 @@ def test_attention_in_pieces_changes_neither_value_nor_gradient(case, rows, monk
 
 
 def test_pieces_leave_three_eighths_of_the_scores_out(cases):
-  case, long = cases['gpt'], transformer.BLOCKED
+  case, long = cases['gpt'], attention.LONG
   config = dataclasses.replace(case.config, positions='rope')
   tokens = jnp.zeros((1, long), jnp.int32)
 
