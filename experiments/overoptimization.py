@@ -5,9 +5,10 @@ on several amounts of data, and nothing that keeps the policy near its start (β
 
 The policy is the quickstart's in every point; so are the labelers. A reward model of another size
 starts from an SFT model of its own, with the same tokenizer. Every seed of PPO has a reward model
-of its own: another seed and, where there is less data, other prompts, completions and rankings. So
-an interval over seeds holds for more than one reward model. A workdir that holds the quickstart's
-models serves.
+of its own, so an interval over seeds holds for more than one. With less data that is another draw
+of prompts, completions and rankings (of one seed the smaller sets are parts of the larger); sizes
+share one SFT model and the quickstart's rankings each, and differ by seed in their training alone:
+head, order, what is held out. A workdir that holds the quickstart's models serves.
 """
 
 import dataclasses
@@ -21,12 +22,12 @@ PROMPTS = (100, 300, 900)  # ranked prompts; the quickstart ranks 1,800
 SEEDS = (0, 1, 2)
 
 runs = dict(quickstart.runs)
-draws = {}  # run -> what it is a draw of
+draws = {}  # reward model -> what it is a draw of
 grid = []
 
 
 def draw(name: str, seed: int) -> str:
-  """The name of a run for a seed: the first has the plain one."""
+  """The name of a reward model for a seed: the first has the plain one."""
   drawn = f'{name}_{seed}' if seed else name
   draws[drawn] = name
   return drawn
@@ -44,7 +45,7 @@ for seed in SEEDS:
     runs[rewards[-1]] = dataclasses.replace(
       runs['reward'], init_from=f'sft_{size}', demonstrations='sft', seed=seed)
   for count in PROMPTS:
-    rankings = draw(f'rankings_{count}', seed)
+    rankings = f'rankings_{count}_{seed}' if seed else f'rankings_{count}'
     runs[rankings] = dataclasses.replace(
       runs['rankings'], prompts=(world.prompts_source('reward', count, seed),),
       calibration='rankings', seed=seed)

@@ -156,7 +156,7 @@ class Reward:
   optimizer: Optimizer = Optimizer(learning_rate=9e-6)  # paper C.2, 6B
   heldout: float = 0.05  # share of prompts kept for validation
   evaluate_every: int = 0  # steps between validations; 0: at the end only
-  seed: int = 0  # scalar head, batch order
+  seed: int = 0  # scalar head, batch order, which rankings are held out
   mesh: Mesh = Mesh()
 
 
@@ -242,8 +242,8 @@ Run = Language | Collect | Reward | PPO | Evaluate
 class Sweep:
   """A PPO run and the values that some of its fields take: a point for each combination, all of
   them measured on the run's evaluation prompts by its judge. Points that differ in their seeds
-  alone are told together, with intervals over seeds; so are those whose runs are draws of one
-  (`draw_of`), which makes the intervals hold for more than one reward model.
+  alone are told together, with intervals over seeds; so are those whose reward models are draws of
+  one (`draw_of`, each with a seed of PPO of its own): the intervals hold for more than one then.
   """
   base: str = 'ppo'  # PPO run of the same file
   grid: tuple[dict[str, tuple], ...] = ()  # field -> values, in all combinations; grids are joined
@@ -254,7 +254,7 @@ class Sweep:
   best_of: int = 64  # samples a prompt of the start: best-of-n for n up to it; 0: none
   batch: int = 256  # responses sampled at a time
   seed: int = 0  # of the start's samples, which are the same for all points
-  draw_of: dict[str, str] = field(default_factory=dict)  # run -> what it is another draw of
+  draw_of: dict[str, str] = field(default_factory=dict)  # reward run -> what it is a draw of
 
 
 class BadInput(ValueError):

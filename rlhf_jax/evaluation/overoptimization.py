@@ -7,7 +7,7 @@ bootstrap. Both forms are linear in (α, β), so a fit is least squares and has 
 Left out: what the coefficients become with model size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import scipy.optimize
 
 RESAMPLES = 1000
 LEAST = 4  # points that two coefficients are fitted to
+CURVE = 40  # places at which curves over √KL are told
 
 
 def curve(form: str, d: np.ndarray, alpha: float, beta: float) -> np.ndarray:
@@ -94,6 +95,29 @@ def gold_units(proxies: np.ndarray, gold: np.ndarray) -> float:
     return 1.0
   loss = lambda c: np.mean(np.logaddexp(0, c * reward) - wanted * c * reward)
   return float(scipy.optimize.minimize_scalar(loss).x)
+
+
+def fitted(fit: Mapping[str, Any]) -> dict[str, list[float]]:
+  """The fitted curve, as far as was gone."""
+  d = np.linspace(0.0, fit['farthest'], CURVE)
+  score = curve(fit['form'], d, fit['alpha'], fit['beta'])
+  return {'d': d.tolist(), 'score': score.tolist()}
+
+
+def bands(paths: Sequence[Mapping[str, Sequence[float]]], names: Sequence[str]) -> dict[str, Any]:
+  """{'d', NAME: {'mean', 'low', 'high'}}: linear between the evaluations of each seed, as far as
+  all of them went; low and high are the lowest and highest seed.
+  """
+  d = np.linspace(0.0, min(max(path['d']) for path in paths), CURVE)
+  told: dict[str, Any] = {'d': d.tolist()}
+  for name in names:
+    lines = []
+    for path in paths:
+      order = np.argsort(path['d'])
+      lines.append(np.interp(d, np.array(path['d'])[order], np.array(path[name])[order]))
+    told[name] = {key: function(lines, axis=0).tolist() for key, function in (
+      ('mean', np.mean), ('low', np.min), ('high', np.max))}
+  return told
 
 
 def _columns(form: str, d: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -102,9 +102,7 @@ def _fit(gold: np.ndarray, proxies: np.ndarray) -> dict[str, Any] | None:
   kl = np.repeat([[best_of_n.divergence(n)] for n in sizes], len(gold), axis=1)
   fit = overoptimization.fit('bon', kl, gained, [0] * len(sizes))
   if fit is not None:
-    d = np.linspace(0.0, fit['farthest'], 40)
-    fit['curve'] = {'d': d.tolist(), 'score': overoptimization.curve(
-      'bon', d, fit['alpha'], fit['beta']).tolist()}
+    fit['curve'] = overoptimization.fitted(fit)
   return fit
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from rlhf_jax.evaluation import compared, judged, overoptimization, winrate
 
 RESAMPLES = 2000
-CURVE = 40  # places at which curves over √KL are told
 LAST = 0.25  # share of a run's updates that health is judged by
 # What a healthy run keeps. The first minibatch's ratio is 1 but for rounding, bfloat16's included;
 # a value model below 0 is worse than a constant; the other two are where a look is worth while.
@@ -74,7 +73,7 @@ def summary(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]],
                for key, start in starts.items()},
     'recommended': best,
     'alone': alone(variants),
-    'paired': paired(groups, variants, best),
+    'paired': paired(groups, variants, best, starts),
     'same_kl': same_kl(groups, variants, starts),
     'same_distance': same_distance(groups, variants, starts),
   }
@@ -202,7 +201,8 @@ def alone(variants: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def paired(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any]],
-           best: Mapping[str, Any] | None) -> list[dict[str, Any]]:
+           best: Mapping[str, Any] | None, starts: Mapping[str, Mapping[str, Any]]
+           ) -> list[dict[str, Any]]:
   """What the recommended variant has more than all others at their last steps, and what the best
   of each family has more than the rest of it.
   """
@@ -213,7 +213,8 @@ def paired(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any
         'by_family', {}).values()]:
       continue
     for other, rival in zip(variants, groups, strict=True):
-      told = {name: compared.at_the_end(_seeds(group), _seeds(rival), BY_PROMPT[name], two_way)
+      own, theirs = _seeds(group, starts), _seeds(rival, starts)
+      told = {name: compared.at_the_end(own, theirs, BY_PROMPT[name], two_way)
               for name in ('gold', 'win_rate')}
       if other is not one and (top or other['family'] == one['family']) and any(told.values()):
         found.append({'label': one['label'], 'against': other['label']} | told)
@@ -230,16 +231,16 @@ def same_kl(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, An
   found = []
   for one, group in zip(variants, groups, strict=True):
     rivals = [(other['beta'], other['label'], rival) for other, rival in
-              zip(variants, groups, strict=True) if other['finished'] and
-              (other['family'], other['start']) == (one['family'], one['start'])]
+              zip(variants, groups, strict=True)
+              if other['finished'] and other['family'] == one['family']]
     least, label_, rival = min(rivals, default=(one['beta'], '', group), key=lambda some: some[0])
-    if one['beta'] <= least:
+    if one['beta'] <= least or not one['finished']:
       continue
-    units = float(np.mean(_units(group, starts)))
-    values = {'gold': BY_PROMPT['gold'], 'gap': lambda row, units=units: (
-      None if row['judgement'] is None else units * row['proxy'] - row['judgement']['score'])}
-    told = {name: compared.at_the_same_kl(_seeds(group), _seeds(rival), BY_PROMPT['kl'], value,
-                                          two_way) for name, value in values.items()}
+    own, other_ = _seeds(group, starts), _seeds(rival, starts)
+    values = {'gold': BY_PROMPT['gold'], 'gap': lambda row: (
+      None if row['judgement'] is None else row['proxy'] - row['judgement']['score'])}
+    told = {name: compared.at_the_same_kl(own, other_, BY_PROMPT['kl'], value, two_way)
+            for name, value in values.items()}
     if told['gold']:
       found.append({'label': one['label'], 'beta': one['beta'], 'against': label_} | told)
   return found
@@ -247,53 +248,67 @@ def same_kl(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, An
 
 def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any]],
                   starts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-  """The least KL coefficient of each family where all of these were equally far from the start.
+  """Families where all of them were equally far from the start, at the least KL coefficient that
+  each of them has; [] where they share none.
 
   So reward models are compared, or coefficients of the pretraining gradient. The distances are the
   farthest that every seed of all reached, and half of it. Gains are over the start and in the
   judge's units; 'more' is what the judge gives more than to the first.
   """
-  least: dict[str, tuple[Mapping[str, Any], Sequence[Made]]] = {}
+  betas: dict[str, dict[float, tuple[Mapping[str, Any], Sequence[Made]]]] = {}
   for one, group in zip(variants, groups, strict=True):
-    known = least.get(one['family'])
-    if 'gold' in one['curves'] and (known is None or one['beta'] < known[0]['beta']):
-      least[one['family']] = one, group
+    if 'gold' in one['curves']:
+      betas.setdefault(one['family'], {}).setdefault(one['beta'], (one, group))
+  common = set.intersection(*map(set, betas.values())) if len(betas) > 1 else set()
+  if not common:
+    return []
+  told = [(one, _seeds(group, starts), _begun(group, starts))
+          for one, group in (some[min(common)] for some in betas.values())]
+  farthest = min(compared.reach(seeds, BY_PROMPT['kl']) for _, seeds, _ in told)
   found = []
-  if len(least) > 1:
-    farthest = min(compared.reach(_seeds(group), BY_PROMPT['kl']) for _, group in least.values())
-    for distance in (farthest / 2, farthest):
-      first: dict[int, np.ndarray] = {}
-      for one, group in least.values():
-        begun = {point.values.get('seed', 0): starts[point.start] for point in group
-                 if point.status == 'finished'}
-        gains = {name: {seed: there - np.asarray(begun[seed]['baseline'][name], float)
-                        for seed, there in compared.at_a_distance(
-                          _seeds(group), distance, BY_PROMPT['kl'], BY_PROMPT[name]).items()}
-                 for name in ('gold', 'proxy')}
-        scaled = [(begun[seed].get('gold_units') or 1.0) * there
-                  for seed, there in gains['proxy'].items()]
-        more = [there - first[seed] for seed, there in gains['gold'].items() if seed in first]
-        first = first or gains['gold']
-        right = [start['metrics']['reward_accuracy'] for start in begun.values()
-                 if start['metrics'].get('reward_accuracy') is not None]
-        found.append({
-          'label': one['label'], 'd': distance, 'gold_units': float(np.mean(_units(group, starts))),
-          'accuracy': float(np.mean(right)) if right else None,
-          'gold': compared.told(list(gains['gold'].values()), two_way),
-          'proxy': compared.told(scaled, two_way), 'more': compared.told(more, two_way)})
+  for distance in (farthest / 2, farthest):
+    first: dict[int, np.ndarray] = {}
+    for one, seeds, begun in told:
+      there = {name: compared.at_a_distance(seeds, distance, BY_PROMPT['kl'], BY_PROMPT[name])
+               for name in ('gold', 'proxy')}
+      base = lambda name, seed, begun=begun: np.asarray(begun[seed]['baseline'][name], float)
+      gold = {seed: values - base('gold', seed) for seed, values in there['gold'].items()}
+      proxy = [values - _unit(begun[seed]) * base('proxy', seed)
+               for seed, values in there['proxy'].items()]
+      more = [values - first[seed] for seed, values in gold.items()
+              if seed in first and first[seed].shape == values.shape]
+      first = first or gold
+      right = [start['metrics']['reward_accuracy'] for start in begun.values()
+               if start['metrics'].get('reward_accuracy') is not None]
+      found.append({
+        'label': one['label'], 'd': distance,
+        'gold_units': float(np.mean([_unit(start) for start in begun.values()])),
+        'accuracy': float(np.mean(right)) if right else None,
+        'gold': compared.told(list(gold.values()), two_way),
+        'proxy': compared.told(proxy, two_way), 'more': compared.told(more, two_way)})
   return found
 
 
-def _units(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]) -> list[float]:
-  """What one unit of the reward model is of the judge's, for each finished point."""
-  return [starts[point.start].get('gold_units') or 1.0 for point in points
-          if point.status == 'finished']
+def _unit(start: Mapping[str, Any]) -> float:
+  """What one of its reward model's units is of the judge's; 1 where nobody knows."""
+  return start.get('gold_units') or 1.0
 
 
-def _seeds(points: Sequence[Made]) -> dict[int, Mapping[int, Sequence[Mapping[str, Any]]]]:
-  """Evaluations of the finished points by their seed."""
-  return {point.values.get('seed', 0): point.evaluations for point in points
+def _begun(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]
+           ) -> dict[int, Mapping[str, Any]]:
+  """The start of each finished point, by its seed."""
+  return {point.values.get('seed', 0): starts[point.start] for point in points
           if point.status == 'finished' and point.evaluations}
+
+
+def _seeds(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]
+           ) -> dict[int, Mapping[int, Sequence[Mapping[str, Any]]]]:
+  """Evaluations of the finished points by their seed, 'proxy' in the judge's units."""
+  begun = _begun(points, starts)
+  scaled = lambda seed, rows: [row | {'proxy': _unit(begun[seed]) * row['proxy']} for row in rows]
+  return {seed: {step: scaled(seed, rows) for step, rows in point.evaluations.items()}
+          for point in points if (seed := point.values.get('seed', 0)) in begun
+          and point.status == 'finished' and point.evaluations}
 
 
 def _groups(points: Sequence[Made]) -> list[list[Made]]:
@@ -317,6 +332,8 @@ def _measures(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any
   """Measure -> {'mean', 'low', 'high', 'n', 'over'} at the last step of the points."""
   rows = [point.evaluations[max(point.evaluations)] for point in points]
   taken = dict(BY_PROMPT)
+  if len({point.start for point in points}) > 1:
+    del taken['proxy']  # scores of several reward models have no common unit; curves have
   flags = {flag for some in rows for row in some for flag in (row['judgement'] or {}).get(
     'flags', {})}
   for flag in sorted(flags):
@@ -355,7 +372,7 @@ def _overoptimized(points: Sequence[Made], starts: Sequence[Mapping[str, Any]]) 
       told = {name: _matrix([rows], BY_PROMPT[name])[0] for name in ('kl', 'gold', 'proxy')}
       for name in ('gold', 'proxy'):
         told[name] = told[name] - np.asarray(start['baseline'].get(name, 0.0), float)
-      told['proxy'] = told['proxy'] * (start.get('gold_units') or 1.0)
+      told['proxy'] = told['proxy'] * _unit(start)
       for name, values in told.items():
         stacked.setdefault(name, []).append(values)
       seeds.append(number)
@@ -367,29 +384,6 @@ def _overoptimized(points: Sequence[Made], starts: Sequence[Mapping[str, Any]]) 
   fit = overoptimization.fit('rl', np.array(stacked['kl']), np.array(stacked['gold']),
                              seeds) if judged_all else None
   if fit is not None:
-    fit['curve'] = _fitted(fit)
-  return {'fit': fit, 'paths': paths, 'curves': _bands(paths, ('gold', 'proxy') if judged_all
-                                                       else ('proxy',))}
-
-
-def _fitted(fit: Mapping[str, Any]) -> dict[str, list[float]]:
-  """The fitted curve, as far as was gone."""
-  d = np.linspace(0.0, fit['farthest'], CURVE)
-  score = overoptimization.curve(fit['form'], d, fit['alpha'], fit['beta'])
-  return {'d': d.tolist(), 'score': score.tolist()}
-
-
-def _bands(paths: Sequence[Mapping[str, Sequence[float]]], names: Sequence[str]) -> dict[str, Any]:
-  """{'d', NAME: {'mean', 'low', 'high'}}: linear between the evaluations of each seed, as far as
-  all of them went; low and high are the lowest and highest seed.
-  """
-  d = np.linspace(0.0, min(max(path['d']) for path in paths), CURVE)
-  told: dict[str, Any] = {'d': d.tolist()}
-  for name in names:
-    lines = []
-    for path in paths:
-      order = np.argsort(path['d'])
-      lines.append(np.interp(d, np.array(path['d'])[order], np.array(path[name])[order]))
-    told[name] = {key: function(lines, axis=0).tolist() for key, function in (
-      ('mean', np.mean), ('low', np.min), ('high', np.max))}
-  return told
+    fit['curve'] = overoptimization.fitted(fit)
+  names = ('gold', 'proxy') if judged_all else ('proxy',)
+  return {'fit': fit, 'paths': paths, 'curves': overoptimization.bands(paths, names)}

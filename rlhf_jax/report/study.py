@@ -140,8 +140,11 @@ def _paths(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 def _best_of_n(starts: Mapping[str, Any]) -> list[dict[str, Any]]:
   rows = []
-  for key, start in starts.items():
-    curve = 'best-of-n' if len(starts) == 1 else f'best-of-n, {key.split("/")[-1]}'
+  rewards = [key.split('/')[-1] for key in starts]
+  for key, reward in zip(starts, rewards, strict=True):
+    start = starts[key]
+    curve = f', {reward}' if rewards.count(reward) == 1 else f', {key}'
+    curve = 'best-of-n' + curve * (len(starts) > 1)
     some = start.get('best_of_n') or []
     for row in some:
       gain = {name: None if row.get(name) is None else row[name] - some[0][name]
@@ -175,8 +178,8 @@ def _start(told: Mapping[str, Any], variants: Sequence[Variant]) -> Mapping[str,
 def _samples(workdir: pathlib.Path, told: Mapping[str, Any], variants: Sequence[Variant],
              left_out: list[str]) -> dict[str, Any]:
   """The smallest β, the recommended and the largest, of the family that is recommended or, where
-  that has one β alone, of the one with most; where β does not vary, of all variants the first (of
-  those with ptx the smallest γ), the recommended and the last. Their first seed's last evaluation.
+  that has one β alone, of the one with most; where β does not vary, the smallest γ (or the first
+  variant), the recommended and the largest (the last). Their first seed's last evaluation.
   """
   sorts = study_figures.families(variants)
   if not sorts:

@@ -48,7 +48,7 @@ def colours(variants: Sequence[Variant]) -> dict[str, str]:
 def overoptimization(variants: Sequence[Variant], starts: Mapping[str, Any], units: str
                      ) -> tuple[matplotlib.figure.Figure, str]:
   """Judge's and reward model's gain over √KL, a row for each family, with best-of-n (in the colour
-  of its variant where there are several reward models).
+  of its variant where that has a reward model of its own).
 
   Args:
     units: what the vertical axis counts.
@@ -64,9 +64,10 @@ def overoptimization(variants: Sequence[Variant], starts: Mapping[str, Any], uni
       for one in some:
         told = f"β {one['beta']:g}" if family else one['label']
         _path(axes, one, name, shades[one['label']], told)
-      begun = {one['start']: shades[one['label']] for one in some}
-      for key, shade in begun.items():
-        _best_of_n(axes, starts.get(key), name, INK if len(begun) == 1 else shade)
+      for key in dict.fromkeys(one['start'] for one in some):
+        own = [shades[one['label']] for one in some if one['start'] == key]
+        alone = len(own) == 1 < len(some)
+        _best_of_n(axes, starts.get(key), name, own[0] if alone else INK)
       axes.axhline(0, color=INK, linewidth=0.6)
       title = {'gold': 'the judge', 'proxy': 'the reward model'}[name]
       axes.set_title(f'{title}{f": {family}" * bool(family)}', loc='left')

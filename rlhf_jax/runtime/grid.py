@@ -58,7 +58,19 @@ def points(experiment: Experiment) -> dict[str, Point]:
       if name in found or name in experiment.runs:
         raise BadInput(f'{file}: sweep.grid has two points named {name!r}')
       found[name] = Point(name, {field: _read(config, field) for field in fields}, config)
+  _check_draws(sweep.draw_of, found, file)
   return found
+
+
+def _check_draws(draw_of: Mapping[str, str], points: Mapping[str, Point], file: Any) -> None:
+  """BadInput for two draws of one thing that no seed tells apart."""
+  known: dict[str, str] = {}
+  for name, point in points.items():
+    told = repr([draw_of.get(value, value) if isinstance(value, str) else value
+                 for value in point.values.values()])
+    if known.setdefault(told, name) != name:
+      raise BadInput(f'{file}: sweep.draw_of: {known[told]!r} and {name!r} are draws of one thing '
+                     'with one seed; expected a seed of its own for each draw')
 
 
 def _check(experiment: Experiment) -> None:
@@ -79,10 +91,14 @@ def _check(experiment: Experiment) -> None:
   if sweep.stand_in and sweep.stand_in not in rewards:
     raise BadInput(f'{file}: sweep.stand_in is {sweep.stand_in!r}, no Reward run of the file'
                    f'{near(sweep.stand_in, rewards)}')
-  for name in [*sweep.draw_of, *sweep.draw_of.values()]:
-    if name not in experiment.runs:
-      raise BadInput(f'{file}: sweep.draw_of names {name!r}, no run of the file'
-                     f'{near(name, experiment.runs)}')
+  for name, other in sweep.draw_of.items():
+    for run in (name, other):
+      if run not in rewards:
+        raise BadInput(f'{file}: sweep.draw_of names {run!r}, no Reward run of the file'
+                       f'{near(run, rewards)}')
+    if sweep.draw_of.get(other, other) != other:
+      raise BadInput(f'{file}: sweep.draw_of: {name!r} is a draw of {other!r}, which is a draw '
+                     'itself; name what both are draws of')
   taken = [name for name in experiment.runs if name in RESERVED]
   if taken:
     raise BadInput(f'{experiment.where(taken[0])}: a sweep keeps this name for itself')

@@ -16,7 +16,8 @@ from rlhf_jax.data import processes
 from rlhf_jax.runtime import workdir
 
 MEASURES = ('gold', 'proxy', 'kl', 'response_length', 'eos_rate', 'hallucination_rate',
-            'truthful_rate', 'rude_rate', 'constraint_rate', 'pretraining_loss')
+            'truthful_rate', 'truthful_informative_rate', 'rude_rate', 'constraint_rate',
+            'pretraining_loss')
 
 
 def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:

@@ -249,6 +249,9 @@ class _Sweep:
     """Trains a point; returns why it failed, '' if it did not. A full disk is not its fault."""
     folder = self.place.workdir / point.name
     if (folder / 'finished.json').exists():
+      if self.started(point) is None:  # `best_of` is another now
+        with jax.set_mesh(sharding.make_mesh(point.config.mesh)), _waiting(self.place.workdir):
+          self._start(point)
       board.ended(point.name, 'finished')
       return ''
     with workdir.lock(folder):
@@ -275,12 +278,7 @@ class _Sweep:
     config, parents = point.config, self.parents(point.config)
     mesh = sharding.make_mesh(config.mesh)
     with jax.set_mesh(mesh), _waiting(self.place.workdir):
-      fixed, samples = self.fixed(point)
-      if self.started(point) is None:
-        found, rows = start.baseline(fixed, samples, self.score(point), self.sweep.seed)
-        folder, name = self.start_of(point).split('/')
-        start.write(self.place.workdir / 'start' / folder, name,
-                    self._of(point), found, rows)
+      self._start(point)
       # Checks the numbers that `neutral` hides, and builds the data while no other point can.
       ppo.make(dataclasses.replace(config, evaluation_prompts=()), parents, self.place)
     neutral, numbers = _neutral(config)
@@ -288,6 +286,14 @@ class _Sweep:
     return loop.train(
       point.name, neutral, parents | {'numbers': Parent(None, None, numbers)}, self.place, watch,
       options, adapted=lambda stage: self._adapted(stage, point))
+
+  def _start(self, point: Point) -> None:
+    """Measures a point's start, unless it was; the caller holds the workdir, and set the mesh."""
+    fixed, samples = self.fixed(point)
+    if self.started(point) is None:
+      found, rows = start.baseline(fixed, samples, self.score(point), self.sweep.seed)
+      folder, name = self.start_of(point).split('/')
+      start.write(self.place.workdir / 'start' / folder, name, self._of(point), found, rows)
 
   def _adapted(self, stage: Stage, point: Point) -> Stage:
     """The stage with coefficients that are arguments, and with a sweep's evaluations."""

@@ -172,10 +172,30 @@ def test_families_are_compared_at_one_distance():
   assert mean('proxy') == [1, 2, 2, 4]
   assert mean('more') == [None, -1, None, -1]
   assert [one['accuracy'] for one in found] == [0.7, None, 0.7, None]
-  higher = dataclasses.replace(points[0], values=points[0].values | {'kl_coef': 0.5},
-                               config=points[0].config | {'kl_coef': 0.5})
-  assert study.summary([higher, *points], starts)['same_distance'] == found
+  moved = lambda point, beta: dataclasses.replace(
+    point, values=point.values | {'kl_coef': beta}, config=point.config | {'kl_coef': beta})
+  # At the least coefficient that all have, and not where they have none in common.
+  assert study.summary([moved(points[0], 0.5), *points], starts)['same_distance'] == found
+  assert study.summary([moved(points[2], 0.5), *points[:2]], starts)['same_distance'] == []
   assert study.summary(points[:2], starts)['same_distance'] == []
+
+
+def test_the_gap_of_draws_is_in_the_units_of_each():
+  """By hand: at d = 2 raw proxies are 1; units 2 and 4 make them 2 and 4, and gold is 1.05."""
+  points, starts = [], {}
+  for beta, far in ((0.0, 4.0), (0.1, 2.0)):
+    for seed, (reward, units) in enumerate((('a', 2.0), ('a_1', 4.0))):
+      point = curve(beta, seed, far)
+      if beta:  # twice the proxy of the other
+        point = dataclasses.replace(point, evaluations={
+          step: [some | {'proxy': 2 * some['proxy']} for some in rows]
+          for step, rows in point.evaluations.items()})
+      points.append(dataclasses.replace(
+        point, start=reward, values={'reward': reward, **point.values},
+        config=point.config | {'reward': reward}))
+      starts[reward] = START | {'gold_units': units}
+  told, = study.summary(points, starts, {'a_1': 'a'})['same_kl']
+  assert told['gap']['mean'] == pytest.approx((2 + 4) / 2) and told['gap']['seeds'] == 2
 
 
 def test_draws_of_one_reward_model_are_one_variant():

@@ -197,6 +197,28 @@ def test_reward_models_are_told_apart(tmp_path):
   assert {'best-of-n, reward', 'best-of-n, reward_small'} < curves
 
 
+def test_draws_of_a_reward_model_are_told(tmp_path):
+  hat, points = np.random.default_rng(1), []
+  for seed, reward in enumerate(('reward', 'reward_1')):
+    point = one(hat, tmp_path, f'reward_{reward}-seed_{seed}', 0.0, 0.0, seed, 'judge')
+    points.append(dataclasses.replace(
+      point, start=f's/{reward}', config=point.config | {'reward': reward},
+      values={'kl_coef': 0.0, 'reward': reward, 'seed': seed}))
+  start = {'metrics': {'proxy': 0.5}, 'baseline': {'gold': 0.3, 'proxy': 0.0}, 'fit': None}
+  starts = {point.start: start | {'gold_units': 0.5 + index, 'best_of_n': []}
+            for index, point in enumerate(points)}
+  tables.write(tmp_path, points, starts, {
+    'base': 'ppo', 'grid': [], 'judge': 'judge', 'settings': {
+      'spacing': 0.25, 'stand_in': '', 'draw_of': {'reward': 'reward', 'reward_1': 'reward'}}})
+  report.write(tmp_path)
+  text = (tmp_path / 'report.html').read_text('utf-8')
+  assert 'reward_1 counts as reward.' in text and 'reward counts as' not in text
+  assert 'a number each (reward 0.50, reward_1 1.50)' in text
+  told = json.loads((tmp_path / 'summary.json').read_text())['variants']
+  assert len(told) == 1 and len(told[0]['finished']) == 2
+  assert 'proxy' not in told[0]['measures'] and 'proxy' in told[0]['curves']  # no common unit
+
+
 def test_without_a_judge_the_page_says_what_is_missing(tmp_path):
   text = report.write(made_up(tmp_path, judge='')).read_text('utf-8')
   assert 'There is no judge here' in text and 'Nothing is recommended' in text

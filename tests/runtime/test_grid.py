@@ -69,9 +69,13 @@ def test_several_grids_are_joined_and_equal_points_are_one(read):
   ("base='ppo', grid=({'seed': (0,)},), samples=0", 'sweep.samples is 0'),
   ("base='ppo', grid=({'seed': (0,)},), stand_in='sft'", "sweep.stand_in is 'sft', no Reward run"),
   ("base='ppo', grid=({'seed': (0,)},), draw_of={'smal': 'reward'}",
-   "sweep.draw_of names 'smal', no run of the file; did you mean small"),
-  ("base='ppo', grid=({'seed': (0,)},), draw_of={'small': 'rewardd'}",
-   "sweep.draw_of names 'rewardd', no run"),
+   "sweep.draw_of names 'smal', no Reward run of the file; did you mean small"),
+  ("base='ppo', grid=({'seed': (0,)},), draw_of={'small': 'sft'}",
+   "sweep.draw_of names 'sft', no Reward run of the file"),
+  ("base='ppo', grid=({'seed': (0,)},), draw_of={'small': 'reward', 'reward': 'small'}",
+   "'small' is a draw of 'reward', which is a draw itself"),
+  ("base='ppo', grid=({'reward': ('reward', 'small')},), draw_of={'small': 'reward'}",
+   "'reward_reward' and 'reward_small' are draws of one thing with one seed"),
   ("base='ppo', grid=({'kl_coef': (0.1, 0.10000001)},)", 'two points named'),
   ("base='ppo', grids=()", "Sweep has no field 'grids'; did you mean grid"),
 ])
@@ -79,6 +83,13 @@ def test_what_is_refused(read, sweep, said):
   with pytest.raises(BadInput) as error:
     grid.points(read(sweep))
   assert said in str(error.value) and 'mine.py' in str(error.value)
+
+
+def test_draws_with_seeds_of_their_own(read):
+  found = grid.points(read("""base='ppo', draw_of={'reward': 'reward', 'small': 'reward'}, grid=(
+    {'reward': ('reward',), 'kl_coef': (0.0, 0.1), 'seed': (0,)},
+    {'reward': ('small',), 'kl_coef': (0.0, 0.1), 'seed': (1,)})"""))
+  assert [point.values['reward'] for point in found.values()] == ['reward'] * 2 + ['small'] * 2
 
 
 def test_a_file_without_a_sweep(tmp_path):

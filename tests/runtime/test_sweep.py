@@ -289,6 +289,13 @@ def test_more_samples_of_the_start_keep_those_there_are(swept, file, tmp_path):
   shutil.copytree(swept[0], folder)
   pieces = lambda: {path: path.read_bytes() for path in folder.glob('start/*/samples/**/*.json')}
   before = pieces()
+  # With every point finished too: nothing is trained, the start is measured with what is new.
+  seven = overrides.apply(experiment.load(file), [('sweep.best_of', '7')])
+  assert sweep.run(seven, Place(folder), OPTIONS) == {}
+  start, = json.loads((folder / 'summary.json').read_text())['starts'].values()
+  assert start['best_of_n'][-1]['kl'] == pytest.approx(math.log(4) - 3 / 4)
+  assert before.items() < pieces().items()
+  same_point(swept[0] / POINTS[0], folder / POINTS[0])
   for path in (folder / POINTS[0]).iterdir():
     shutil.rmtree(path) if path.is_dir() else path.unlink()
   more = overrides.apply(experiment.load(file), [('sweep.best_of', '6')])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import configs
-from rlhf_jax.model import sharding
+from rlhf_jax.model import attention, sharding
 
 SHAPES = [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8), (4, 2, 1)]  # data, fsdp, tensor
 CASES = [
@@ -81,6 +81,15 @@ def test_eight_devices_give_the_numbers_of_one(bench, tiny, model, stages, name,
       np.testing.assert_array_equal(metrics['samples'][key], told['samples'][key])
   for key in set(told) - {'samples', 'logprob_gap'}:
     np.testing.assert_allclose(metrics[key], told[key], rtol=1e-3, atol=1e-4, err_msg=key)
+
+
+def test_attention_in_pieces_rematerialised_on_eight_devices(bench, tiny, model, stages,
+                                                             monkeypatch):
+  one, _ = bench(stages['language'], model).step()
+  monkeypatch.setattr(attention, 'LONG', 1)
+  made = bench(stages['language'], dataclasses.replace(model, remat=True))
+  _, _, state, _ = sharded_update(made, (2, 2, 2))
+  assert tiny.far(state.model.params, one.model.params) <= 1e-5
 
 
 def test_plain_arrays_stay_on_one_device(bench, tiny):
