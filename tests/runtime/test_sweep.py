@@ -293,7 +293,7 @@ def test_more_samples_of_the_start_keep_those_there_are(swept, file, tmp_path):
   seven = overrides.apply(experiment.load(file), [('sweep.best_of', '7')])
   assert sweep.run(seven, Place(folder), OPTIONS) == {}
   start, = json.loads((folder / 'summary.json').read_text())['starts'].values()
-  assert start['best_of_n'][-1]['kl'] == pytest.approx(math.log(4) - 3 / 4)
+  assert start['best_of_n'][-1]['kl'] == pytest.approx(math.log(7) - 6 / 7)
   assert before.items() < pieces().items()
   same_point(swept[0] / POINTS[0], folder / POINTS[0])
   for path in (folder / POINTS[0]).iterdir():
