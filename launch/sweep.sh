@@ -21,10 +21,11 @@ python=.venv/bin/python
 
 bases=$("$python" -c '
 import pathlib, sys
-from rlhf_jax.runtime import experiment as experiments
+from rlhf_jax.runtime import experiment as experiments, grid
 found = experiments.load(pathlib.Path(sys.argv[1]))
-needed = experiments.references(found.runs[found.sweep.base]).values()
-print(*experiments.order(found, sorted(set(needed))))' "$file")
+needed = {run for point in grid.points(found).values()
+          for run in experiments.references(point.config).values()}
+print(*experiments.order(found, sorted(needed | {found.sweep.stand_in} - {""})))' "$file")
 points=$("$python" -m rlhf_jax sweep "$file" --list)
 
 show() { echo "$*"; }

@@ -9,8 +9,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILE = 'experiments/kl_sweep.py'
 
 
-def dry(path):
-  done = subprocess.run(['bash', 'launch/sweep.sh', FILE, 'runs/a', '--dry-run'], cwd=ROOT,
+def dry(path, file=FILE):
+  done = subprocess.run(['bash', 'launch/sweep.sh', file, 'runs/a', '--dry-run'], cwd=ROOT,
                         capture_output=True, text=True, env=os.environ | {'PATH': path})
   assert done.returncode == 0, done.stderr
   return done.stdout.splitlines()
@@ -30,3 +30,13 @@ def test_base_runs_first_then_a_job_a_point(tmp_path):
   assert said[1] == f'run {FILE} gpt sft rankings reward --workdir runs/a'
   assert '--array=0-17 --dependency=afterok:' in second and '--dependency' not in first
   assert not asked.exists() and not (ROOT / 'runs' / 'a').exists()
+
+
+def test_what_any_point_rests_on_is_made_first(tmp_path):
+  (tmp_path / 'sbatch').write_text('#!/bin/sh\n')
+  (tmp_path / 'sbatch').chmod(0o755)
+  here = f'{tmp_path}:{pathlib.Path(sys.executable).parent}:/usr/bin:/bin'
+  said = dry(here, 'experiments/overoptimization.py')
+  runs = next(line for line in said if line.startswith('run ')).split()
+  assert {'reward', 'reward_large', 'reward_300_2'} < set(runs)
+  assert runs.index('gpt_large') < runs.index('sft_large') < runs.index('reward_large_1')
