@@ -253,7 +253,8 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
 
   So reward models are compared, or coefficients of the pretraining gradient. The distances are the
   farthest that every seed of all reached, and half of it. Gains are over the start and in the
-  judge's units; 'more' is what the judge gives more than to the first.
+  judge's units; 'gap' is what the reward model's has above the judge's. 'more' and 'wider' are what
+  the judge's gain and the gap have above the first's.
   """
   betas: dict[str, dict[float, tuple[Mapping[str, Any], Sequence[Made]]]] = {}
   for one, group in zip(variants, groups, strict=True):
@@ -267,25 +268,28 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
   farthest = min(compared.reach(seeds, BY_PROMPT['kl']) for _, seeds, _ in told)
   found = []
   for distance in (farthest / 2, farthest):
-    first: dict[int, np.ndarray] = {}
+    first: dict[str, dict[int, np.ndarray]] = {}
     for one, seeds, begun in told:
-      there = {name: compared.at_a_distance(seeds, distance, BY_PROMPT['kl'], BY_PROMPT[name])
-               for name in ('gold', 'proxy')}
-      base = lambda name, seed, begun=begun: np.asarray(begun[seed]['baseline'][name], float)
-      gold = {seed: values - base('gold', seed) for seed, values in there['gold'].items()}
-      proxy = [values - _unit(begun[seed]) * base('proxy', seed)
-               for seed, values in there['proxy'].items()]
-      more = [values - first[seed] for seed, values in gold.items()
-              if seed in first and first[seed].shape == values.shape]
-      first = first or gold
+      gains: dict[str, dict[int, np.ndarray]] = {}
+      for name in ('gold', 'proxy'):
+        there = compared.at_a_distance(seeds, distance, BY_PROMPT['kl'], BY_PROMPT[name])
+        gains[name] = {
+          seed: values - (_unit(begun[seed]) if name == 'proxy' else 1.0) * np.asarray(
+            begun[seed]['baseline'][name], float) for seed, values in there.items()}
+      gains['gap'] = {seed: gains['proxy'][seed] - gold for seed, gold in gains['gold'].items()}
+      above = {name: [values - first[name][seed] for seed, values in gains[name].items()
+                      if seed in first[name] and first[name][seed].shape == values.shape]
+               for name in ('gold', 'gap') if first}
+      first = first or gains
       right = [start['metrics']['reward_accuracy'] for start in begun.values()
                if start['metrics'].get('reward_accuracy') is not None]
       found.append({
         'label': one['label'], 'd': distance,
         'gold_units': float(np.mean([_unit(start) for start in begun.values()])),
         'accuracy': float(np.mean(right)) if right else None,
-        'gold': compared.told(list(gold.values()), two_way),
-        'proxy': compared.told(proxy, two_way), 'more': compared.told(more, two_way)})
+        **{name: compared.told(list(of.values()), two_way) for name, of in gains.items()},
+        'more': compared.told(above.get('gold', []), two_way),
+        'wider': compared.told(above.get('gap', []), two_way)})
   return found
 
 

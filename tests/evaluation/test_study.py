@@ -171,6 +171,8 @@ def test_families_are_compared_at_one_distance():
   assert mean('gold') == [0.75 - start, -0.25 - start, 1 - start, -start]
   assert mean('proxy') == [1, 2, 2, 4]
   assert mean('more') == [None, -1, None, -1]
+  assert mean('gap') == [1 - 0.7, 2 + 0.3, 2 - 0.95, 4 + 0.05]
+  assert mean('wider') == [None, 2, None, 3]
   assert [one['accuracy'] for one in found] == [0.7, None, 0.7, None]
   moved = lambda point, beta: dataclasses.replace(
     point, values=point.values | {'kl_coef': beta}, config=point.config | {'kl_coef': beta})
