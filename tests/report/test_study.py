@@ -192,6 +192,17 @@ def test_reward_models_are_told_apart(tmp_path):
   table = table[:table.index('</table>')]
   assert table.count('<tr>') == 5 and table.count('72.5') == 4  # two distances of both
   assert 'β 0, reward, β 0, reward_small, the first seed of each' in text
+  wins = json.loads((tmp_path / 'summary.json').read_text())['recommended']['win_rate']
+  assert ('Recommended: β = 0' in text) == (wins['low'] > 0.5)
+  for point in points:  # all of them lose
+    for rows in point.evaluations.values():
+      for row in rows:
+        row['judgement']['win'] = 0.0
+  tables.write(tmp_path, points, {point.start: start for point in points}, {
+    'base': 'ppo', 'grid': [], 'judge': 'judge', 'settings': {'spacing': 0.25, 'stand_in': ''}})
+  report.write(tmp_path)
+  text = (tmp_path / 'report.html').read_text('utf-8')
+  assert 'Nothing is recommended: no variant surely wins' in text and '>best</b>' in text
   with (tmp_path / 'figures' / 'overoptimization.csv').open(newline='') as file:
     curves = {row['curve'] for row in csv.DictReader(file)}
   assert {'best-of-n, reward', 'best-of-n, reward_small'} < curves
