@@ -79,7 +79,7 @@ def answer(hat, index, d, judge):
          'response': f'It is {index} & more.', 'reference': 'A cat.', 'ended': True, 'length': 7,
          'proxy': float(d + 0.2 * hat.normal()), 'kl': float(d * d), 'kl_k3': float(d * d)}
   flags = {'refuses': index == 3, 'hallucination': index == 4} if index < 20 else {}
-  return row | {'judgement': {'score': float(gold), 'win': float(index % 3 > 0), 'flags': flags,
+  return row | {'judgement': {'score': float(gold), 'win': float(index % 6 > 0), 'flags': flags,
                               'reference_score': 0.3} if judge else None}
 
 
