@@ -259,4 +259,7 @@ def _log(console: Any) -> None:
 
 
 if __name__ == '__main__':
+  if sys.argv[1:2] in (['run'], ['sweep']):
+    from rlhf_jax.runtime import pages
+    pages.ask()
   sys.exit(main())

@@ -139,4 +139,5 @@ def main() -> None:
 
 
 if __name__ == '__main__':
+  work.begin()
   main()

@@ -237,4 +237,5 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
+  work.begin()
   main()

@@ -8,6 +8,8 @@ The work is told in training_step.py. Last line: RESULT {json}.
 """
 
 import training_step
+import work
 
 if __name__ == '__main__':
+  work.begin()
   training_step.main('reward')

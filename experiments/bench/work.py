@@ -112,6 +112,13 @@ class Left:
           file=sys.stderr, flush=True)
 
 
+def begin() -> None:
+  """Starts this program with the huge pages that the command line asks for (runtime/pages.py)."""
+  sys.path.insert(0, str(ROOT))
+  from rlhf_jax.runtime import pages
+  pages.ask()
+
+
 def median(values: Sequence[float]) -> float:
   """The middle value, or the mean of the two in the middle."""
   ordered = sorted(values)
