@@ -1,5 +1,6 @@
 """jax as the tests want it: on the CPU, with eight devices of which plain tests use one."""
 
+import gc
 import importlib.metadata
 import os
 
@@ -18,6 +19,7 @@ import pytest  # noqa: E402
 
 from rlhf_jax.model import transformer  # noqa: E402
 
+gc.set_threshold(20_000)  # as __main__ does: tracing makes much that stays
 jax.devices()  # reads XLA_FLAGS; the processes that tests start get what was there before
 if _outside is None:
   del os.environ['XLA_FLAGS']

@@ -30,7 +30,7 @@ from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import builders, records, store
 from rlhf_jax.data.builders import Place
-from rlhf_jax.evaluation import along, start
+from rlhf_jax.evaluation import along, start, study
 from rlhf_jax.model import sharding
 from rlhf_jax.runtime import checkpoint, executables, grid, loop, models, tables, workdir
 from rlhf_jax.runtime import experiment as experiments
@@ -70,7 +70,7 @@ def run(experiment: experiments.Experiment, place: Place,
         failed[name] = reason
         logger.warning('%s failed: %s', name, reason)
   with _waiting(place.workdir):
-    made = [tables.read(place.workdir, point, work.start_of(point)) for point in points.values()]
+    made = [work.read(point, failed.get(name, '')) for name, point in points.items()]
     if not only or all(point.status != 'unfinished' for point in made):
       starts = {key: found for point in points.values()
                 if (key := work.start_of(point)) and (found := work.started(point)) is not None}
@@ -245,15 +245,20 @@ class _Sweep:
 
   # ---- a point
 
+  def read(self, point: Point, reason: str) -> study.Made:
+    """A point as it lies there; trained, but without its start, it is not finished."""
+    made = tables.read(self.place.workdir, point, self.start_of(point))
+    if made.status == 'finished' and self.started(point) is None:
+      return dataclasses.replace(made, status='failed' if reason else 'unfinished', reason=reason)
+    return made
+
   def make(self, point: Point, board: Board) -> str:
     """Trains a point; returns why it failed, '' if it did not. A full disk is not its fault."""
     folder = self.place.workdir / point.name
     if (folder / 'finished.json').exists():
-      if self.started(point) is None:  # `best_of` is another now
-        with jax.set_mesh(sharding.make_mesh(point.config.mesh)), _waiting(self.place.workdir):
-          self._start(point)
-      board.ended(point.name, 'finished')
-      return ''
+      reason = '' if self.started(point) else self._again(point)  # `best_of` is another now
+      board.ended(point.name, 'failed' if reason else 'finished')
+      return reason
     with workdir.lock(folder):
       (folder / 'failed.json').unlink(missing_ok=True)
       if not workdir.check_same(folder, self.described(point)):
@@ -262,16 +267,21 @@ class _Sweep:
         with workdir.Stopwatch(folder).ticking() as watch:
           finished = self._train(point, watch, board)
       except Exception as error:
-        if workdir.is_no_space(error):
-          raise
-        known = isinstance(error, BadInput | configs.OutOfReach)
-        reason = str(error) if known else f'{type(error).__name__}: {error}'
-        workdir.write_json(folder / 'failed.json', {
-          'reason': reason, 'traceback': None if known else traceback.format_exc()})
+        reason, trace = _why(error)
+        workdir.write_json(folder / 'failed.json', {'reason': reason, 'traceback': trace})
         board.ended(point.name, 'failed')
         return reason
       workdir.write_json(folder / 'finished.json', {'seconds': round(watch.seconds, 3)} | finished)
     board.ended(point.name, 'finished')
+    return ''
+
+  def _again(self, point: Point) -> str:
+    """Measures the start of a finished point; returns why it could not."""
+    try:
+      with jax.set_mesh(sharding.make_mesh(point.config.mesh)), _waiting(self.place.workdir):
+        self._start(point)
+    except Exception as error:
+      return f'its start: {_why(error)[0]}'
     return ''
 
   def _train(self, point: Point, watch: workdir.Stopwatch, board: Board) -> dict[str, Any]:
@@ -312,6 +322,15 @@ class _Sweep:
       return along.measure(fixed, state.policy.params, score, samples.references, key)
 
     return dataclasses.replace(stage, init=init, evaluate=evaluate, evaluate_every=1)
+
+
+def _why(error: Exception) -> tuple[str, str | None]:
+  """A point's failure in a line, and its traceback where that tells more; raises a full disk."""
+  if workdir.is_no_space(error):
+    raise error
+  if isinstance(error, BadInput | configs.OutOfReach):
+    return str(error), None
+  return f'{type(error).__name__}: {error}', traceback.format_exc()
 
 
 def _neutral(config: configs.PPO) -> tuple[configs.PPO, dict[str, np.float32]]:

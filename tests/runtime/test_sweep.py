@@ -304,6 +304,27 @@ def test_more_samples_of_the_start_keep_those_there_are(swept, file, tmp_path):
   same_point(swept[0] / POINTS[0], folder / POINTS[0])
 
 
+def test_a_start_that_cannot_be_measured_fails_its_points_and_not_the_sweep(
+    swept, file, tmp_path, monkeypatch):
+  folder = tmp_path / 'w'
+  shutil.copytree(swept[0], folder)
+  seven = overrides.apply(experiment.load(file), [('sweep.best_of', '7')])
+
+  def broken(*_):
+    raise ValueError('no judge today')
+  monkeypatch.setattr(sweep.start, 'baseline', broken)
+  reason = 'its start: ValueError: no judge today'
+  assert sweep.run(seven, Place(folder), OPTIONS) == dict.fromkeys(POINTS, reason)
+  told = json.loads((folder / 'summary.json').read_text())['points']
+  assert {name: (point['status'], point['reason']) for name, point in told.items()} == {
+    name: ('failed', reason) for name in POINTS}
+  monkeypatch.undo()
+  assert sweep.run(seven, Place(folder), OPTIONS, only=POINTS[0]) == {}
+  told = json.loads((folder / 'summary.json').read_text())['points']
+  assert {point['status'] for point in told.values()} == {'finished'}  # one start for all
+  same_point(swept[0] / POINTS[0], folder / POINTS[0])
+
+
 def test_a_second_reward_model_stands_in_for_a_judge(begun, file):
   without = file.with_name('without.py')
   without.write_text(FILE.replace('judge=world.GOLD,', '').replace(
