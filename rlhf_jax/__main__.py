@@ -263,5 +263,5 @@ if __name__ == '__main__':
   if sys.argv[1:2] in (['run'], ['sweep']):
     from rlhf_jax.runtime import pages
     pages.ask()
-    gc.set_threshold(20_000)  # what tracing makes stays: looking at it was a tenth of a start
+    gc.set_threshold(20_000)  # tracing makes much that stays; 700 costs a start half a second
   sys.exit(main())

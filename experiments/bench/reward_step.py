@@ -7,9 +7,9 @@ rows.
 The work is told in training_step.py. Last line: RESULT {json}.
 """
 
-import training_step
 import work
 
 if __name__ == '__main__':
   work.begin()
+  import training_step  # and jax
   training_step.main('reward')

@@ -10,6 +10,7 @@ Left out: how they do (processes.py); what a step computes (stages/).
 
 import concurrent.futures
 import dataclasses
+import gc
 import importlib
 import logging
 import math
@@ -44,6 +45,7 @@ OTHERS = {
 }
 MUST_BE_FINITE = ('loss', 'gradient_norm')  # endings; other metrics may be undefined, which is null
 logger = logging.getLogger('rlhf_jax')
+stopping = Stopping()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +54,6 @@ class Options:
   checkpoint_seconds: float = 5.0  # between two saves: what a kill costs
   profile: int = 0  # steps to trace, 0: none
   progress: Callable[..., Any] = Progress  # shows the steps; arguments as Progress
-
-
-stopping = Stopping()
 
 
 # ---------------------------------------------------------------- all runs
@@ -91,6 +90,7 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
         workdir.write_json(folder / 'finished.json',
                            {'seconds': round(watch.seconds, 3)} | finished)
       processes.barrier()
+      gc.collect()  # which looks rarely (__main__): nothing of this run may hold memory in the next
     return results.assemble(place.workdir, experiment.runs)
 
 

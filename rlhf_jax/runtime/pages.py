@@ -1,4 +1,4 @@
-"""Memory in huge pages: a training step on a CPU spends up to a third of its time without them.
+"""Memory in huge pages: without them a small training step on a CPU takes a third longer.
 
 Enter: the environment of a process that has only begun. Leave: the same process begun again with
 glibc told to ask for huge pages.
@@ -8,7 +8,6 @@ when a process starts, so nothing less than a second start does it.
 Left out: what is not Linux with glibc 2.35 or later; kernels that give huge pages to all or nobody.
 """
 
-import contextlib
 import os
 import pathlib
 import re
@@ -16,23 +15,26 @@ import sys
 
 KERNEL = pathlib.Path('/sys/kernel/mm/transparent_hugepage/enabled')
 SETTING = 'glibc.malloc.hugetlb'
+STARTED = 'RLHF_JAX_STARTED'  # holds the id of a process that has started again
 
 
 def ask() -> None:
   """Starts this program again, in the same process, with huge pages for what malloc maps.
 
-  Does nothing where that is decided: by GLIBC_TUNABLES (glibc.malloc.hugetlb=0 keeps small pages),
-  a kernel that takes no requests, or another C library. The words, the working directory and the
-  process id stay.
+  The words, the working directory and the process id stay. Does nothing where that is decided, by
+  GLIBC_TUNABLES (glibc.malloc.hugetlb=0 keeps small pages), a kernel that takes no requests or
+  another C library; nor where more than this program would start again: in a shell of Python, a
+  notebook, a debugger, or below another program that runs this one.
   """
-  said = os.environ.get('GLIBC_TUNABLES', '')
-  if SETTING in said or not _heard():
+  again = os.environ.pop(STARTED, '') == str(os.getpid())  # GLIBC_TUNABLES may have been taken away
+  before = os.environ.get('GLIBC_TUNABLES', '')
+  if again or SETTING in before or not _heard() or not _alone():
     return
-  os.environ['GLIBC_TUNABLES'] = f'{said}:{SETTING}=1'.lstrip(':')
-  sys.stdout.flush()
-  sys.stderr.flush()
-  with contextlib.suppress(OSError):  # then slower, and nothing else
-    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+  changed = {'GLIBC_TUNABLES': f'{before}:{SETTING}=1'.lstrip(':'), STARTED: str(os.getpid())}
+  try:
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | changed)
+  except (OSError, ValueError):
+    return  # slower, and nothing else
 
 
 def _heard() -> bool:
@@ -45,3 +47,11 @@ def _heard() -> bool:
   version = re.fullmatch(r'glibc (\d+)\.(\d+).*', library)
   return ('[madvise]' in kernel and version is not None
           and tuple(map(int, version.groups())) >= (2, 35))
+
+
+def _alone() -> bool:
+  """Whether the words of this process are those of this program, with nobody looking on."""
+  words = sys.argv[1:]
+  watched = sys.flags.interactive or hasattr(sys, 'ps1') or sys.gettrace() is not None
+  return bool(sys.executable) and not watched and (
+    sys.orig_argv[len(sys.orig_argv) - len(words):] == words)

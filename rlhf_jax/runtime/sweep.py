@@ -70,7 +70,7 @@ def run(experiment: experiments.Experiment, place: Place,
         failed[name] = reason
         logger.warning('%s failed: %s', name, reason)
   with _waiting(place.workdir):
-    made = [work.read(point, failed.get(name, '')) for name, point in points.items()]
+    made = [work.read(point) for point in points.values()]
     if not only or all(point.status != 'unfinished' for point in made):
       starts = {key: found for point in points.values()
                 if (key := work.start_of(point)) and (found := work.started(point)) is not None}
@@ -113,6 +113,7 @@ class _Sweep:
     self._parents: dict[str, Parent] = {}
     self._starts: dict[str, tuple[along.Fixed, start.Samples]] = {}
     self._scores: dict[str, along.Score] = {}
+    self._broken: dict[str, str] = {}  # starts that could not be measured: why
 
   # ---- before the points
 
@@ -245,18 +246,20 @@ class _Sweep:
 
   # ---- a point
 
-  def read(self, point: Point, reason: str) -> study.Made:
+  def read(self, point: Point) -> study.Made:
     """A point as it lies there; trained, but without its start, it is not finished."""
     made = tables.read(self.place.workdir, point, self.start_of(point))
     if made.status == 'finished' and self.started(point) is None:
-      return dataclasses.replace(made, status='failed' if reason else 'unfinished', reason=reason)
+      failed = workdir.read_json(self._failure(point))
+      return dataclasses.replace(made, status='failed' if failed else 'unfinished',
+                                 reason=(failed or {}).get('reason', ''))
     return made
 
   def make(self, point: Point, board: Board) -> str:
     """Trains a point; returns why it failed, '' if it did not. A full disk is not its fault."""
     folder = self.place.workdir / point.name
     if (folder / 'finished.json').exists():
-      reason = '' if self.started(point) else self._again(point)  # `best_of` is another now
+      reason = self._again(point)
       board.ended(point.name, 'failed' if reason else 'finished')
       return reason
     with workdir.lock(folder):
@@ -276,13 +279,20 @@ class _Sweep:
     return ''
 
   def _again(self, point: Point) -> str:
-    """Measures the start of a finished point; returns why it could not."""
-    try:
-      with jax.set_mesh(sharding.make_mesh(point.config.mesh)), _waiting(self.place.workdir):
-        self._start(point)
-    except Exception as error:
-      return f'its start: {_why(error)[0]}'
-    return ''
+    """Measures the start of a finished point if `best_of` is another now; why it could not."""
+    key = self.start_of(point)
+    if self.started(point) is None and key not in self._broken:
+      try:
+        with jax.set_mesh(sharding.make_mesh(point.config.mesh)), _waiting(self.place.workdir):
+          self._start(point)
+      except Exception as error:
+        reason, trace = _why(error)
+        self._broken[key] = f'its start: {reason}'
+        workdir.write_json(self._failure(point), {'reason': self._broken[key], 'traceback': trace})
+    return self._broken.get(key, '')
+
+  def _failure(self, point: Point) -> Path:
+    return self.place.workdir / 'start' / f'{self.start_of(point)}.failed.json'
 
   def _train(self, point: Point, watch: workdir.Stopwatch, board: Board) -> dict[str, Any]:
     config, parents = point.config, self.parents(point.config)
@@ -304,6 +314,7 @@ class _Sweep:
       found, rows = start.baseline(fixed, samples, self.score(point), self.sweep.seed)
       folder, name = self.start_of(point).split('/')
       start.write(self.place.workdir / 'start' / folder, name, self._of(point), found, rows)
+      self._failure(point).unlink(missing_ok=True)
 
   def _adapted(self, stage: Stage, point: Point) -> Stage:
     """The stage with coefficients that are arguments, and with a sweep's evaluations."""

@@ -310,11 +310,18 @@ def test_a_start_that_cannot_be_measured_fails_its_points_and_not_the_sweep(
   shutil.copytree(swept[0], folder)
   seven = overrides.apply(experiment.load(file), [('sweep.best_of', '7')])
 
+  asked = []
+
   def broken(*_):
+    asked.append(1)
     raise ValueError('no judge today')
   monkeypatch.setattr(sweep.start, 'baseline', broken)
   reason = 'its start: ValueError: no judge today'
+  assert sweep.run(seven, Place(folder), OPTIONS, only=POINTS[0]) == {POINTS[0]: reason}
   assert sweep.run(seven, Place(folder), OPTIONS) == dict.fromkeys(POINTS, reason)
+  assert len(asked) == 2  # once a sweep, not once a point
+  failure, = folder.glob('start/*/*.failed.json')
+  assert 'in broken' in json.loads(failure.read_text())['traceback']
   told = json.loads((folder / 'summary.json').read_text())['points']
   assert {name: (point['status'], point['reason']) for name, point in told.items()} == {
     name: ('failed', reason) for name in POINTS}
@@ -322,6 +329,7 @@ def test_a_start_that_cannot_be_measured_fails_its_points_and_not_the_sweep(
   assert sweep.run(seven, Place(folder), OPTIONS, only=POINTS[0]) == {}
   told = json.loads((folder / 'summary.json').read_text())['points']
   assert {point['status'] for point in told.values()} == {'finished'}  # one start for all
+  assert not failure.exists()
   same_point(swept[0] / POINTS[0], folder / POINTS[0])
 
 
