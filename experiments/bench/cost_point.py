@@ -139,5 +139,4 @@ def main() -> None:
 
 
 if __name__ == '__main__':
-  work.begin()
   main()

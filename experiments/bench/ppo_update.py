@@ -237,5 +237,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-  work.begin()
-  main()
+  main()  # in small pages, as PPO runs have them

@@ -27,7 +27,7 @@ from rlhf_jax.data import builders, processes, records
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import judged
 from rlhf_jax.model import sharding, transformer
-from rlhf_jax.runtime import checkpoint, executables, models, results, workdir
+from rlhf_jax.runtime import checkpoint, executables, models, pages, results, workdir
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.metrics import Metrics, Progress, last_row, timeless
 from rlhf_jax.runtime.processes import SAVE, Stopping, Wishes, check_mesh
@@ -170,6 +170,7 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
     found}
   """
   folder = place.workdir / name
+  pages.use(not isinstance(config, configs.PPO))
 
   # ---- the stage, and where its arrays lie; the parents' parameters end with the state's start
   mesh = sharding.make_mesh(config.mesh)
