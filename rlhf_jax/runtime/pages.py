@@ -45,7 +45,7 @@ def use(wanted: bool) -> None:
   A PPO update maps its memory once in seconds and has nothing to win; a large one ran 3 to 5 %
   slower in huge pages.
   """
-  if SETTING in os.environ.get('GLIBC_TUNABLES', '') and sys.platform == 'linux':
+  if f'{SETTING}=1' in os.environ.get('GLIBC_TUNABLES', '') and sys.platform == 'linux':
     ctypes.CDLL(None).prctl(THP_DISABLE, int(not wanted), 0, 0, 0)
 
 

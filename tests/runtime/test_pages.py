@@ -80,13 +80,16 @@ def test_nothing_starts_again_that_would_not_come_back_as_it_was(tmp_path, odd):
 
 def test_a_machine_without_the_file_or_the_name_stays_as_it_is(tmp_path, monkeypatch):
   monkeypatch.delenv('GLIBC_TUNABLES', raising=False)
-  monkeypatch.setattr(os, 'execve', lambda *_: pytest.fail('started again'))
-  monkeypatch.setattr(pages, 'KERNEL', tmp_path / 'none')
-  pages.ask()
-  monkeypatch.setattr(pages, 'KERNEL', tmp_path / 'enabled')
+  monkeypatch.setattr(pages, '_alone', lambda: True)
   (tmp_path / 'enabled').write_text('[madvise]')
-  monkeypatch.setattr(os, 'confstr', lambda _: None)
-  pages.ask()
+  begun = []
+  monkeypatch.setattr(os, 'execve', lambda *_: begun.append(1))
+  for kernel, library, expected in (
+      ('none', 'glibc 2.36', 0), ('enabled', None, 0), ('enabled', 'glibc 2.36', 1)):
+    monkeypatch.setattr(pages, 'KERNEL', tmp_path / kernel)
+    monkeypatch.setattr(os, 'confstr', lambda _, library=library: library)
+    pages.ask()
+    assert len(begun) == expected, (kernel, library)
 
 
 @pytest.mark.parametrize('words, asks', [
