@@ -130,12 +130,12 @@ def test_the_phases_are_the_update(compute):
   update, counted = load('ppo_update'), load('measure').counted
   _, config, stage, state, frozen, batch = made(compute)
   models, key = stage.update.args[1], jax.random.key(0)
-  whole = counted(stage.update, state, frozen, batch, key, trips=6).phases
+  whole = counted(stage.update, state, frozen, batch, key, trips=5).phases
   bound = [functools.partial(f, config, models)
            for f in (update.roll_out, update.score, update.train)]
   rollout = jax.eval_shape(bound[0], state.policy.params, batch['prompts'], key)
   seen = jax.eval_shape(bound[1], state, frozen, rollout)
-  apart = [counted(bound[0], state.policy.params, batch['prompts'], key, trips=6),
+  apart = [counted(bound[0], state.policy.params, batch['prompts'], key, trips=5),
            counted(bound[1], state, frozen, rollout),
            counted(bound[2], state, seen, batch['pretraining'], key)]
   assert [whole['rollout'], whole['scoring'], whole['training'] + whole['ptx']] == [
@@ -147,12 +147,13 @@ def test_the_phases_are_the_update(compute):
 def test_the_arithmetic_of_an_update_by_hand(scan):
   """What is counted looks at every key; the arithmetic at those that are not masked."""
   model, config, stage, state, frozen, batch = made('float32', scan)
-  found = load('measure').counted(stage.update, state, frozen, batch, jax.random.key(0), trips=6)
+  found = load('measure').counted(stage.update, state, frozen, batch, jax.random.key(0), trips=5)
   rows, prompt, response, total = 8, 10, 6, 16
   each, full = 4 * model.width * rows, model.layers - (not scan)  # layers that ask everywhere
   looks = lambda first, last: sum(range(first, last + 1))  # of the positions first … last
-  whole = full * (prompt**2 + 9 * total**2) + model.layers * response * total
-  masked = full * (looks(1, prompt) + 9 * looks(1, total)) + model.layers * looks(prompt + 1, total)
+  whole = full * (prompt**2 + 9 * total**2) + model.layers * (response - 1) * total
+  masked = (full * (looks(1, prompt) + 9 * looks(1, total)) +
+            model.layers * looks(prompt + 1, total - 1))
   if not scan:  # the prompt's last, 2 scored and 6 trained times the response, the last of a row
     whole += prompt + 8 * response * total + total
     masked += prompt + 8 * looks(prompt, total - 1) + total

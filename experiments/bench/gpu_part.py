@@ -128,7 +128,7 @@ def ppo(wish: dict[str, Any]) -> dict[str, Any]:
   batch = ppo_update.batch_of(model, config)
   scanned = ppo_update.shaped(dataclasses.replace(model, scan=True), config)  # traced at once
   found = measure.counted(scanned[0].update, *scanned[1:], batch, jax.random.key(0),
-                          trips=config.response_length)
+                          trips=config.response_length - 1)
   stage, state, frozen = ppo_update.make(model, config)
   weights = measure.parameters(state.policy.params)
   holder = [state]

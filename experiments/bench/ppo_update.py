@@ -56,7 +56,7 @@ def arithmetic(model: configs.Model, config: configs.PPO = CONFIG) -> float:
   """
   prompt, total = config.prompt_length, config.prompt_length + config.response_length
   unembed = config.response_length * 2 * model.width * model.vocabulary
-  decode = one_pass(model, range(total), total) - one_pass(model, range(prompt), prompt)
+  decode = one_pass(model, range(total - 1), total - 1) - one_pass(model, range(prompt), prompt)
   rollout = one_pass(model, range(prompt - 1, prompt), prompt) + decode + unembed
   before = one_pass(model, range(prompt - 1, total - 1), total)
   # The reference with logits, the value model, and the reward model's last position.

@@ -92,26 +92,28 @@ def generate(config: configs.Model, params: transformer.Params, prompts: chex.Ar
     chosen = jnp.take_along_axis(logits, token[:, None], axis=1)[:, 0]
     return token.astype(jnp.int32), chosen - jax.nn.logsumexp(logits, axis=-1)
 
-  def unfinished(carry):
-    step, _, _, _, done, _, _ = carry
-    return (step < length) & ~jnp.all(done)
-
-  def decode(carry):
-    step, hidden, tokens, logprobs, done, mask, cache = carry
+  def add(step, hidden, tokens, logprobs, done, mask):
     token, logprob = sample(hidden, step)
     token = jnp.where(done, pad, token)
     put = lambda array, column: jax.lax.dynamic_update_slice_in_dim(array, column[:, None], step,
                                                                     axis=1)
-    tokens, mask = put(tokens, token), put(mask, ~done)
-    logprobs = put(logprobs, jnp.where(done, 0.0, logprob))
+    return (token, put(tokens, token), put(logprobs, jnp.where(done, 0.0, logprob)),
+            done | ends(token, eos), put(mask, ~done))
+
+  def unfinished(carry):
+    step, (_, _, _, done, _), _ = carry
+    return (step < length - 1) & ~jnp.all(done)
+
+  def decode(carry):
+    step, (token, *rest), cache = carry  # the step that sampled this token
     look = slots & (jnp.arange(prompt_length + length) <= prompt_length + step)
     hidden, cache = transformer.run_blocks(config, params, token[:, None], (count + step)[:, None],
                                            look[:, None, :], cache, prompt_length + step)
-    return step + 1, hidden[:, 0], tokens, logprobs, done | ends(token, eos), mask, cache
+    return step + 1, add(step + 1, hidden[:, 0], *rest), cache
 
-  start = (0, last, jnp.full((batch, length), pad, jnp.int32), jnp.zeros(
-    (batch, length)), jnp.zeros((batch,), bool), jnp.zeros((batch, length), bool), cache)
-  _, _, tokens, logprobs, _, mask, _ = jax.lax.while_loop(unfinished, decode, start)
+  first = add(0, last, jnp.full((batch, length), pad, jnp.int32), jnp.zeros((batch, length)),
+              jnp.zeros((batch,), bool), jnp.zeros((batch, length), bool))
+  _, (_, tokens, logprobs, _, mask), _ = jax.lax.while_loop(unfinished, decode, (0, first, cache))
   return Rollout(tokens=jnp.concatenate([prompts, tokens], axis=1),
                  valid=jnp.concatenate([valid, mask], axis=1), mask=mask, logprobs=logprobs)
 

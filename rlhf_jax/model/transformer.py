@@ -197,10 +197,10 @@ class Mlp(nn.Module):
   def __call__(self, x):
     config = self.config
     hidden = config.mlp or 4 * config.width
-    activation = {
+    activation = jax.checkpoint({  # what it saves of itself for the backward pass costs more
       'gelu': functools.partial(jax.nn.gelu, approximate=True), 'silu': jax.nn.silu,
       'gelu_exact': functools.partial(jax.nn.gelu, approximate=False)
-    }[config.activation]
+    }[config.activation])
     project = functools.partial(Project, inputs=1, std=config.init_std, bias=config.bias)
     up = project((config.width, hidden), ('width', 'mlp'), name='up')(x)
     if config.gated:
@@ -296,12 +296,13 @@ def unembedding(params: Params, dtype: Any = None) -> chex.Array:
 
 
 def unstacked(config: configs.Model, params: Params) -> Params:
-  """`params` with a list of layers in the place of stacked ones, unless they are scanned: sliced
-  once before a loop, and not in each of its steps.
+  """`params` with a list of layers in the place of stacked ones, unless they are scanned; before a
+  loop, not in each step. By a split, since the gradients of slices would be padded and added.
   """
   if config.scan or isinstance(params['blocks'], list):
     return params
-  layer = lambda i: jax.tree.map(lambda p: p[i], params['blocks'])
+  parts = jax.tree.map(lambda p: jax.lax.split(p, (1,) * config.layers), params['blocks'])
+  layer = lambda i: jax.tree.map(lambda p, parts: parts[i][0], params['blocks'], parts)
   return params | {'blocks': [layer(i) for i in range(config.layers)]}
 
 

@@ -42,7 +42,7 @@ def count(jaxpr: core.Jaxpr, trips: int | None = None, otherwise: str = 'trainin
 
   Args:
     jaxpr: of jax.jit(f).trace(...).jaxpr.jaxpr.
-    trips: times that a while loop with products in it runs (PPO: the response length).
+    trips: times that a while loop with products in it runs (PPO: response length − 1).
     otherwise: the phase of what stands in no scope.
 
   Raises:

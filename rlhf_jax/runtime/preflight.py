@@ -112,13 +112,13 @@ def cost(made: Abstract, where: Topology, mesh: configs.Mesh, held: layout.Held)
   key = jax.eval_shape(lambda: jax.random.key(0))
   traced = jax.jit(made.stage.update).trace(state, frozen, made.stage.batch_shapes, key)
   ppo = isinstance(made.config, configs.PPO)
-  counts = flops.count(traced.jaxpr.jaxpr, made.config.response_length if ppo else None,
-                       aot.otherwise_of(made.config))
+  passes = made.config.response_length - 1 if ppo else None  # the last token is not read again
+  counts = flops.count(traced.jaxpr.jaxpr, passes, aot.otherwise_of(made.config))
   streamed = 0.0
   if ppo:
     # Every step of every chunk reads the weights and, masked or not, the whole cache.
     read = layout.decoding_bytes(made, layout.abstract_mesh(mesh))['read']
-    streamed = made.config.rollout_chunks * made.config.response_length * (read + held.cache)
+    streamed = made.config.rollout_chunks * passes * (read + held.cache)
   told = {'flops': dict(counts.phases), 'flops_total': counts.total,
           'flops_recomputed': counts.recomputed, 'streamed_bytes': streamed,
           'petaflop_days': None, 'petaflop_days_without_recomputation': None}

@@ -40,7 +40,7 @@ def counted(stage, trips=None):
 
 @functools.cache
 def plain_ppo():
-  return counted(made('ppo'), trips=6)
+  return counted(made('ppo'), trips=5)
 
 
 def forward(rows, queries, keys, wanted=None, model=MODEL):
@@ -77,8 +77,8 @@ def test_reward_by_hand():
 
 def test_ppo_by_hand():
   found = plain_ppo()
-  decode = 6 * (forward(8, 1, 16) + logits(8))
-  prefill = forward(8, 10, 10, wanted=1)
+  decode = 5 * (forward(8, 1, 16) + logits(8))
+  prefill = forward(8, 10, 10, wanted=1) + logits(8)  # and the first token
   assert found.phases['rollout'] == pytest.approx(prefill + decode, rel=1e-6)
   assert found.decoding == pytest.approx(decode, rel=1e-6)
   passes = forward(8, 16, 16, wanted=6)
@@ -93,19 +93,19 @@ def test_ppo_by_hand():
 @pytest.mark.parametrize('changes', [
   {'microbatch': 2}, {'rollout_chunks': 4}, {'model': {'logits_chunk': 23}}])
 def test_how_it_is_computed_changes_nothing(changes):
-  assert counted(made('ppo', **changes), 6).total == pytest.approx(plain_ppo().total, rel=1e-6)
+  assert counted(made('ppo', **changes), 5).total == pytest.approx(plain_ppo().total, rel=1e-6)
 
 
 def test_scanned_layers_compute_every_position():
   saved = (forward(8, 10, 10) - forward(8, 10, 10, wanted=1)  # prefill
            + 8 * (forward(8, 16, 16) - forward(8, 16, 16, wanted=6))  # 2 scored, 2 trained
            + forward(8, 16, 16) - forward(8, 16, 16, wanted=1))  # the reward model
-  whole = counted(made('ppo', model={'scan': True}), 6)
+  whole = counted(made('ppo', model={'scan': True}), 5)
   assert whole.total == pytest.approx(plain_ppo().total + saved, rel=1e-6)
 
 
 def test_recomputation_is_told_apart():
-  again = counted(made('ppo', model={'remat': True}), 6)
+  again = counted(made('ppo', model={'remat': True}), 5)
   assert again.recomputed > 0
   assert again.total - again.recomputed == pytest.approx(plain_ppo().total, rel=1e-6)
 
@@ -149,8 +149,8 @@ def test_language_without_loops(monkeypatch):
 def test_ppo_without_loops(monkeypatch):
   stage = made('ppo', model=WIDE, episodes=4, minibatch=2, microbatch=1, rollout_chunks=2,
                prompt_length=93, response_length=3, text_length=96)
-  found = counted(stage, 3).total
-  unrolled(monkeypatch, 3)
+  found = counted(stage, 2).total
+  unrolled(monkeypatch, 2)
   assert found == pytest.approx(traced(stage).lower().cost_analysis()['flops'], rel=0.02)
 
 

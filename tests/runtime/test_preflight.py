@@ -199,7 +199,7 @@ def test_decoding_reads_the_weights_and_the_cache(made):
   assert table.size * 4 / 4 < held.decoding < sum(x.size * 4 for x in jax.tree.leaves(params))
   where = chips.Topology('x', 'cpu', 8, 1e12, 1e9, 1e9)
   found = preflight.cost(stage, where, mesh, held)
-  assert found['streamed_bytes'] == 8 * (held.decoding + held.cache)
+  assert found['streamed_bytes'] == 7 * (held.decoding + held.cache)  # the eighth is sampled only
   assert found['floor_seconds']['decoding'] == found['streamed_bytes'] / 1e9
   assert found['petaflop_days'] == found['flops_total'] * 7 / 8.64e19
 
