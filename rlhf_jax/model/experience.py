@@ -69,9 +69,7 @@ def response_values(config: configs.Model, params: transformer.Params, tokens: c
 
 def scores(config: configs.Model, params: transformer.Params, tokens: chex.Array,
            valid: chex.Array) -> chex.Array:
-  """The scalar head at the last valid token of each row (eos, or the last of a cut response):
-  float32 [B].
-  """
+  """The scalar head at the last valid token of each row (eos, or where it was cut): float32 [B]."""
   # The last true position whatever the padding: argmax finds the first maximum of the reversed
   # mask.
   last = valid.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)

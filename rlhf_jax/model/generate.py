@@ -50,11 +50,31 @@ def _prefill(config, params, prompts, valid, length):
   return hidden[:, 0], transformer.with_room(cache, length)
 
 
+def _gumbel(key, shape):
+  """jax.random.gumbel(key, shape) to the bit, with Threefry-2x32 (Salmon et al. 2011) written out:
+  XLA on CPU runs jax's as a loop that copies its arrays. Of two dimensions, below 2^32 numbers.
+  """
+  if str(jax.random.key_impl(key)) != 'threefry2x32' or not jax.config.jax_threefry_partitionable:
+    return jax.random.gumbel(key, shape)
+  first, second = jax.random.key_data(key)
+  keys = (first, second, first ^ second ^ 0x1BD11BDA)
+  row, column = (jax.lax.broadcasted_iota(jnp.uint32, shape, axis) for axis in (0, 1))
+  left, right = jnp.broadcast_to(first, shape), row * shape[1] + column + second
+  for group in range(5):
+    for turn in ((13, 15, 26, 6), (17, 29, 16, 24))[group % 2]:
+      left = left + right
+      right = left ^ (right << turn | right >> 32 - turn)
+    left, right = left + keys[(group + 1) % 3], right + keys[(group + 2) % 3] + (group + 1)
+  ones = jax.lax.bitcast_convert_type((left ^ right) >> 9 | 0x3F800000, jnp.float32)  # in [1, 2)
+  uniform = jnp.maximum(ones - 1.0, jnp.finfo(jnp.float32).tiny)
+  return -jnp.log(-jnp.log(uniform))
+
+
 def _categorical(key, logits):
   """jax.random.categorical's tokens [B], of max and its first place: in an argmax XLA on CPU would
   compute the noise number by number.
   """
-  noisy = jax.lax.optimization_barrier(logits + jax.random.gumbel(key, logits.shape, logits.dtype))
+  noisy = jax.lax.optimization_barrier(logits + _gumbel(key, logits.shape))
   best = jnp.max(noisy, axis=1, keepdims=True)
   last = logits.shape[1] - 1
   return jnp.min(jnp.where(noisy == best, jnp.arange(last + 1), last), axis=1)
@@ -121,9 +141,7 @@ def generate(config: configs.Model, params: transformer.Params, prompts: chex.Ar
 @jax.named_scope('rollout')
 def generate_in_chunks(config: configs.Model, params: transformer.Params, prompts: chex.Array,
                        valid: chex.Array, key: chex.PRNGKey, chunks: int, **options) -> Rollout:
-  """`generate` for `chunks` equal groups of prompts, one after the other, so that the cache of one
-  group fits.
-  """
+  """`generate` for `chunks` equal groups of prompts in turn, so that the cache of one fits."""
   if chunks == 1:
     return generate(config, params, prompts, valid, key, **options)
   rollouts = jax.lax.map(

@@ -15,9 +15,7 @@ import jax.numpy as jnp
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def normalize(x: chex.Array, scale: chex.Array, center: bool, epsilon: float) -> chex.Array:
-  """scale · (x − μ) / √(mean((x − μ)²) + ε) over the last axis; μ is the mean, or 0 without
-  `center`.
-  """
+  """scale · (x − μ) / √(mean((x − μ)²) + ε) over the last axis; μ: mean, or 0 without `center`."""
   return _forward(x, scale, center, epsilon)[0]
 
 

@@ -48,9 +48,7 @@ def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding
 
 
 def check_divides(mesh: jax.sharding.Mesh, sizes: Mapping[str, int]) -> None:
-  """Raises BadInput naming the axis if a size is not divided by its mesh axes; keys 'NAME (logical
-  axis)'.
-  """
+  """BadInput, naming the axis, if mesh axes do not divide a size; keys 'NAME (logical axis)'."""
   for name, size in sizes.items():
     axis = name[name.index('(') + 1:-1]
     rule = RULES[axis]
@@ -73,18 +71,14 @@ def spec(axes: tuple[str | None, ...], without: tuple[str, ...] = ()) -> Partiti
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-  """Pins an intermediate value to its logical axes; without a mesh (a plain function call) it does
-  nothing.
-  """
+  """Pins an intermediate value to its logical axes; does nothing without a mesh."""
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(axes))
 
 
 def in_compute_type(params: Any, dtype: Any) -> Any:
-  """Kernels and tables in the compute type; norms and biases stay float32, as the forward pass has
-  them.
-  """
+  """Kernels and tables in the compute type; norms and biases stay float32, as they are used."""
   return jax.tree_util.tree_map_with_path(
     lambda path, x: x.astype(dtype) if x.ndim > 1 and path[-1].key in (
       'kernel', 'tokens', 'positions') else x, params)

@@ -13,9 +13,7 @@ import jax.numpy as jnp
 
 
 def last_token(mask: chex.Array) -> chex.Array:
-  """bool [B, R], true at the last true position of each row (eos, or the last token of a cut
-  response).
-  """
+  """bool [B, R], true at the last true position of each row (eos, or where it was cut)."""
   after = jnp.concatenate([mask[:, 1:], jnp.zeros_like(mask[:, :1])], axis=1)
   return mask & ~after
 
@@ -63,9 +61,7 @@ def gae(rewards: chex.Array, values: chex.Array, mask: chex.Array, discount: flo
 
 
 def whiten(values: chex.Array, mask: chex.Array, shift: bool = True) -> chex.Array:
-  """Mean 0 and (population) variance 1 over the masked positions; 0 elsewhere. `shift=False` keeps
-  the mean.
-  """
+  """Mean 0 (unless `shift=False`) and population variance 1 at masked positions, 0 elsewhere."""
   count = jnp.maximum(jnp.sum(mask), 1)
   mean = jnp.sum(jnp.where(mask, values, 0.0)) / count
   variance = jnp.sum(jnp.where(mask, (values - mean)**2, 0.0)) / count

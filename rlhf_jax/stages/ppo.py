@@ -32,9 +32,7 @@ SHOWN = 4  # rollouts of an update that are written to samples.jsonl
 
 @flax.struct.dataclass
 class State:
-  """What an update changes. Coefficients and learning rates are data: one executable serves a whole
-  sweep.
-  """
+  """What an update changes. Coefficients and rates are data: one executable serves a sweep."""
 
   step: chex.Array
   policy: stage.Trained
@@ -133,9 +131,7 @@ def sums(values: chex.Array, mask: chex.Array) -> chex.Array:
 
 
 def rollout_metrics(seen: experience.Experience, kl_k3: chex.Array, ended: chex.Array) -> dict:
-  """What an update's rollouts look like; KL is a mean over sequences of the sum over tokens, in
-  nats.
-  """
+  """What an update's rollouts look like; KL in nats: mean over sequences of sums over tokens."""
   mask, mean = seen.rollout.mask, likelihood.masked_mean
   return {
     'score': jnp.mean(seen.score), 'score_std': jnp.std(seen.score),
@@ -310,9 +306,7 @@ def _batches(config, parent, place):
 
 
 def _value_start(config, parents, key):
-  """Parameters the value model starts from: the reward model (paper), or a trunk with a zero
-  head.
-  """
+  """What the value model starts from: the reward model (paper), or a trunk with a zero head."""
   role = 'value' if config.value else 'reward' if 'reward' in parents else 'policy'
   return role, (
     lambda model, params:

@@ -32,9 +32,7 @@ class Parent:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-  """One run to train. `parents` in the functions below: dict role -> parameters of the parent in
-  that role.
-  """
+  """One run to train. `parents` in the functions below: role -> parameters of that parent."""
 
   model: configs.Model
   tokenizer: Any
@@ -88,9 +86,7 @@ def _decayed(params: Any) -> Any:
 
 
 def transformation(config: configs.Optimizer) -> optax.GradientTransformation:
-  """Clipping, Adam, decoupled weight decay; the learning rate is applied by `apply`, since it is
-  traced.
-  """
+  """Clipping, Adam, decoupled weight decay; `apply` multiplies by the learning rate."""
   parts = [optax.clip_by_global_norm(config.clip)] if config.clip else []
   parts.append(optax.scale_by_adam(config.b1, config.b2, config.epsilon))
   if config.weight_decay:
@@ -120,9 +116,7 @@ def start(config: configs.Optimizer, params: Any, ema: float = 0.0) -> Trained:
 
 def apply(config: configs.Optimizer, trained: Trained, grads: Any, learning_rate: chex.Array,
           ema: float = 0.0) -> Trained:
-  """One optimizer step. EMA, where kept, is taken here: per optimizer step, ema ← d·ema +
-  (1−d)·params.
-  """
+  """One optimizer step; where an average is kept, ema ← d·ema + (1−d)·params at each."""
   updates, opt_state = transformation(config).update(grads, trained.opt_state, trained.params)
   params = jax.tree.map(lambda p, u: p - learning_rate * u, trained.params, updates)
   average = trained.ema

@@ -201,6 +201,25 @@ def test_chunks_keep_the_order_of_the_prompts(cases, prompts):
   assert len({tuple(row) for row in np.asarray(random.tokens)}) > 4  # chunks do not share a key
 
 
+@pytest.mark.parametrize('shape', [(1, 1), (3, 17), (64, 512), (5, 50257)])
+@pytest.mark.parametrize('seed', [0, 3, 2**32 - 1])
+def test_the_noise_is_jaxs_to_the_bit(shape, seed):
+  key = jax.random.fold_in(jax.random.key(seed), 7)
+  found = jax.jit(generate._gumbel, static_argnums=1)(key, shape)
+  np.testing.assert_array_equal(found, jax.random.gumbel(key, shape))
+
+
+def test_other_keys_have_jaxs_noise():
+  key = jax.random.key(0, impl='rbg')
+  np.testing.assert_array_equal(generate._gumbel(key, (2, 9)), jax.random.gumbel(key, (2, 9)))
+  old, key = jax.config.jax_threefry_partitionable, jax.random.key(0)
+  try:
+    jax.config.update('jax_threefry_partitionable', False)
+    np.testing.assert_array_equal(generate._gumbel(key, (2, 9)), jax.random.gumbel(key, (2, 9)))
+  finally:
+    jax.config.update('jax_threefry_partitionable', old)
+
+
 @pytest.mark.parametrize('temperature', [1.0, 0.5])
 def test_first_tokens_have_the_models_frequencies(cases, temperature):
   """χ² over the real ids; padding rows of the table, made enormous here, are never sampled."""
