@@ -5,10 +5,12 @@ import pathlib
 import runpy
 import subprocess
 import sys
+import types
 
 import pytest
 
-from rlhf_jax.runtime import pages
+from rlhf_jax import configs
+from rlhf_jax.runtime import loop, pages
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHOW = """
@@ -117,7 +119,8 @@ def grants():
 def test_what_malloc_maps_comes_in_huge_pages(tmp_path):
   touch = """
 import ctypes, resource, sys
-from rlhf_jax.runtime import pages
+from rlhf_jax import configs
+from rlhf_jax.runtime import loop, pages
 if sys.argv[1] != 'leave': pages.ask()
 for word in sys.argv[2:]: pages.use(word == 'on')
 c = ctypes.CDLL(None)
@@ -132,3 +135,18 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
     for how in ('ask', 'ask off on', 'leave', 'leave on', 'ask off')}
   huge, small = list(faults.values())[:2], list(faults.values())[2:]
   assert max(huge) < min(small) / 2, faults
+
+
+@pytest.mark.parametrize('config', [configs.Language(), configs.Reward(), configs.PPO()],
+                         ids=lambda config: type(config).__name__)
+def test_only_ppo_runs_have_small_pages(monkeypatch, tmp_path, config):
+  class Asked(Exception):
+    """Ends the run before it trains anything."""
+
+  def use(wanted):
+    raise Asked(wanted)
+
+  monkeypatch.setattr(pages, 'use', use)
+  with pytest.raises(Asked) as asked:
+    loop.train('a', config, {}, types.SimpleNamespace(workdir=tmp_path), None)
+  assert asked.value.args == (not isinstance(config, configs.PPO),)
