@@ -119,8 +119,7 @@ def grants():
 def test_what_malloc_maps_comes_in_huge_pages(tmp_path):
   touch = """
 import ctypes, resource, sys
-from rlhf_jax import configs
-from rlhf_jax.runtime import loop, pages
+from rlhf_jax.runtime import pages
 if sys.argv[1] != 'leave': pages.ask()
 for word in sys.argv[2:]: pages.use(word == 'on')
 c = ctypes.CDLL(None)
