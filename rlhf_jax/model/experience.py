@@ -43,21 +43,25 @@ def response_logprobs(config: configs.Model, params: transformer.Params, tokens:
 
 
 def next_token_losses(config: configs.Model, params: transformer.Params, rows: dict,
-                      dropout_key: chex.PRNGKey | None = None) -> tuple[chex.Array, chex.Array]:
-  """−log p of every next token.
+                      dropout_key: chex.PRNGKey | None = None, length: int = 0
+                      ) -> tuple[chex.Array, chex.Array]:
+  """−log p of every next token, or of the last `length` of a row: what leads to no other is not
+  computed.
 
   Args:
     rows: 'tokens' int, 'valid' bool, 'mask' bool, each [B, T]; mask is true where a token is a
       target.
 
   Returns:
-    losses float32 [B, T−1]; bool [B, T−1], true at targets.
+    losses float32 [B, T−1] or [B, length]; bool of the same shape, true at targets.
   """
-  hidden = transformer.hidden(config, params, rows['tokens'], rows['valid'], dropout_key)
+  hidden = transformer.hidden(config, params, rows['tokens'], rows['valid'], dropout_key,
+                              _before(length) if length else transformer.every)
+  count = length or rows['tokens'].shape[1] - 1
   table = transformer.unembedding(params, config.compute)
-  logprobs = likelihood.token_logprobs(hidden[:, :-1], table, rows['tokens'][:, 1:],
+  logprobs = likelihood.token_logprobs(hidden[:, :count], table, rows['tokens'][:, -count:],
                                        config.vocabulary, chunk=config.logits_chunk)
-  return -logprobs, rows['mask'][:, 1:]
+  return -logprobs, rows['mask'][:, -count:]
 
 
 def response_values(config: configs.Model, params: transformer.Params, tokens: chex.Array,

@@ -30,16 +30,27 @@ INHERITED = ('dropout', 'compute', 'remat', 'scan', 'logits_chunk'
             )  # model fields a run may set over its parent's
 
 
+def _sizes(config):
+  """(tokens a row, how many of its last can be targets; 0: all): in rows of demonstrations alone
+  the response fills the last columns.
+  """
+  if not config.data or config.data[0].kind == 'text':
+    return config.length, 0
+  response = config.response_length
+  return config.prompt_length + response, 0 if config.pretraining_share else response
+
+
 def _update(config, model, steps, state, frozen, batch, key):
   pieces = stage.pieces_of(config.batch, config.microbatch, 'batch')
-  count = jnp.maximum(jnp.sum(batch['mask'][:, 1:]),
+  _, targets = _sizes(config)
+  count = jnp.maximum(jnp.sum(batch['mask'][:, -targets or 1:]),
                       1)  # of the whole batch: the mean does not depend on the pieces
   rows = batch | {'row': jnp.arange(config.batch)}
 
   def loss(params, piece):
     # A key of its own for every piece; without dropout none is used.
     dropout_key = jax.random.fold_in(key, piece['row'][0]) if model.dropout else None
-    losses, mask = experience.next_token_losses(model, params, piece, dropout_key)
+    losses, mask = experience.next_token_losses(model, params, piece, dropout_key, targets)
     total = likelihood.weighted_sum(losses, mask, count)
     return total, {'loss': total}
 
@@ -65,9 +76,7 @@ def _init(config, model, key, parents):
 
 def _rows(config, tokenizer, place):
   """(training batches, held-out rows by name) of this run."""
-  kind = config.data[0].kind if config.data else 'text'
-  row = config.length if kind == 'text' else config.prompt_length + config.response_length
-  limits = dataclasses.replace(builders.Limits.like(config), length=row)
+  limits = dataclasses.replace(builders.Limits.like(config), length=_sizes(config)[0])
   build = functools.partial(builders.build, tokenizer=tokenizer, place=place, limits=limits,
                             heldout=config.heldout, seed=config.seed)
   main = build(config.data)
@@ -132,8 +141,7 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
   tokenizer = (None if place is None and config.model.vocabulary else _tokenizer(
     config, parents, place))
   model = _model(config, parents, tokenizer)
-  kind = config.data[0].kind if config.data else 'text'
-  length = config.length if kind == 'text' else config.prompt_length + config.response_length
+  length, _ = _sizes(config)
   if length > model.context:
     raise configs.BadInput(
       f'rows of {length} tokens do not fit the model: raise model.context ({model.context})')

@@ -14,7 +14,7 @@ hidden = jax.jit(transformer.hidden, static_argnums=0)
 scores = jax.jit(experience.scores, static_argnums=0)
 values = jax.jit(experience.response_values, static_argnums=(0, 4))
 logprobs = jax.jit(experience.response_logprobs, static_argnums=(0, 4, 5))
-losses = jax.jit(experience.next_token_losses, static_argnums=0)
+losses = jax.jit(experience.next_token_losses, static_argnums=(0, 4))
 
 
 @pytest.fixture
@@ -79,6 +79,14 @@ def test_next_token_losses(case, rows, states):
     logits = table @ states[1][b, t - 1]
     wanted = np.log(np.exp(logits).sum()) - logits[tokens[b, t]]
     np.testing.assert_allclose(found[b, t - 1], wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_losses_of_the_last_tokens_are_the_last_losses(case, rows):
+  rows = {'tokens': rows[0], 'valid': rows[1], 'mask': rows[1]}
+  every, targets = losses(case.config, case.params, rows)
+  found, mask = losses(case.config, case.params, rows, None, LENGTH)
+  np.testing.assert_array_equal(mask, targets[:, -LENGTH:])
+  np.testing.assert_allclose(found[mask], every[:, -LENGTH:][mask], rtol=1e-4, atol=1e-4)
 
 
 def test_chunks_of_logits_change_nothing(cases, rows):

@@ -57,13 +57,24 @@ def test_loss_and_gradient_equal_the_plain_ones(name, request, tiny):
   assert float(metrics['target_tokens']) == bench.batch['mask'][:, 1:].sum()
 
 
-def test_the_prompt_is_no_target(sft, tiny):
-  """Targets are exactly the response and its eos; with the prompt too the gradient differs."""
+def test_the_prompt_is_no_target(sft, sft_config, bench, tiny):
+  """Targets are exactly the response and its eos. Among demonstrations alone no prompt position is
+  computed, whatever the mask; beside text the mask decides, and with the prompt the gradient
+  differs.
+  """
   batch = sft.batch
   assert not batch['mask'][:, :tiny.PROMPT].any()
   assert (batch['tokens'][batch['mask']] == tiny.Tokenizer.eos).sum() == sft.config.batch
+  masked = batch | {'mask': batch['valid']}
   gradient, metrics = gradient_of(sft)
-  unmasked, others = gradient_of(sft, batch=batch | {'mask': batch['valid']})
+  same, told = gradient_of(sft, batch=masked)
+  assert tiny.far(same, gradient) == 0
+  assert told == metrics
+  beside = bench(dataclasses.replace(sft_config, pretraining_share=0.25))
+  gradient_beside, told = gradient_of(beside)
+  assert tiny.far(gradient_beside, gradient) < 1e-4
+  np.testing.assert_allclose(told['loss'], metrics['loss'], rtol=1e-5)
+  unmasked, others = gradient_of(beside, batch=masked)
   assert float(others['target_tokens']) > float(metrics['target_tokens'])
   assert tiny.far(unmasked, gradient) > 0.1
 
