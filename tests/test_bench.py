@@ -75,13 +75,19 @@ def test_a_step_tells_what_it_counts(name, capsys):
   told = result_of(capsys.readouterr().out)
   assert told.keys() >= STEP and (told['impl'], told['task']) == ('rlhf_jax', name)
   model = configs.Model(**load('work').SIZES['toy'], positions='learned')
+  first = dataclasses.replace(model, layers=model.layers - 1)
+  # Of the last layer keys and values of all positions, all else where it is asked for.
+  keys = lambda positions: 4 * positions * model.width**2
+  asked = lambda positions: positions * (20 * model.width**2 + 4 * 128 * model.width)
   if name == 'sft':
-    once = forward(model, 16, 128, 128) + logits(model, 16 * 127)
-  else:  # of the last layer keys and values of all positions, all else of the one that is scored
-    last = 16 * (128 * 4 * model.width**2 + 20 * model.width**2 + 4 * 128 * model.width)
-    first = dataclasses.replace(model, layers=model.layers - 1)
-    once = forward(first, 16, 128, 128) + last + 2 * 16 * model.width
-  assert told['gflop_per_step'] * 1e9 == pytest.approx(3 * once, rel=1e-4)
+    last = 16 * (keys(128) + asked(64))
+    flops = 3 * (forward(first, 16, 128, 128) + last + logits(model, 16 * 64))
+  else:  # a prompt of 64 is read once before its two completions; what it leads to is not used
+    last = 8 * keys(64) + 16 * (keys(64) + asked(1))
+    before = forward(first, 8, 64, 64) + forward(first, 16, 64, 128)
+    unused = 8 * (20 * model.width**2 + 4 * 64 * model.width)
+    flops = 3 * (before + last + 2 * 16 * model.width) + unused
+  assert told['gflop_per_step'] * 1e9 == pytest.approx(flops, rel=1e-4)
   assert told['tokens_per_second'] * told['sec_per_step'] == pytest.approx(16 * 128, rel=1e-3)
   assert told['loss_last'] < told['loss_first']
   width, blocks = model.width, model.layers * (12 * model.width**2 + 13 * model.width)

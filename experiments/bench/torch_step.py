@@ -41,6 +41,16 @@ def loss_of(model: torch.nn.Module, wish: dict, rows: torch.Tensor) -> torch.Ten
   return -torch.nn.functional.logsigmoid(scores[:half] - scores[half:]).mean()
 
 
+def batch_of(wish: dict, seed: int) -> torch.Tensor:
+  """Random rows [rows, length]; the two completions of a pair have the same prompt before them."""
+  rows = np.random.default_rng(seed).integers(0, wish['vocabulary'],
+                                              (wish['rows'], wish['length']))
+  if wish['task'] == 'reward':
+    half, prompt = wish['rows'] // 2, wish['length'] // 2
+    rows[half:, :prompt] = rows[:half, :prompt]
+  return torch.from_numpy(rows)
+
+
 def matmul_rate(size: int) -> float:
   """FLOP/s of torch's large float32 matrix product."""
   a, walls = torch.randn(size, size), []
@@ -58,8 +68,7 @@ def main() -> None:
   rate, model = matmul_rate(wish['matmul']), model_of(wish)
   optimizer = torch.optim.AdamW(model.parameters(), lr=wish['learning_rate'],
                                 betas=tuple(wish['betas']), eps=wish['epsilon'], weight_decay=0.0)
-  batches = [torch.from_numpy(np.random.default_rng(seed).integers(
-    0, wish['vocabulary'], (wish['rows'], wish['length']))) for seed in range(4)]
+  batches = [batch_of(wish, seed) for seed in range(4)]
   walls, cpus, losses, warm = [], [], [], 3
   for step in range(warm + wish['steps']):
     wall, cpu = time.perf_counter(), time.process_time()

@@ -91,7 +91,9 @@ def reward_model(model: configs.Model, rows: int = ROWS, length: int = LENGTH,
   stage = reward.make(config, {'init_from': Parent(model, None, shapes)}, None)
   batches = []
   for seed in range(count):
-    shown = tokens(model.vocabulary, rows, length, seed).reshape(2, pairs, length).swapaxes(0, 1)
+    shown = tokens(model.vocabulary, rows, length, seed).reshape(2, pairs, length)
+    shown[1, :, :prompt] = shown[0, :, :prompt]
+    shown = shown.swapaxes(0, 1)
     batches.append({'tokens': np.ascontiguousarray(shown), 'valid': np.ones(shown.shape, bool),
                     'ranks': np.tile(np.arange(2, dtype=np.int32), (pairs, 1)),
                     'present': np.ones((pairs, 2), bool)})

@@ -1,9 +1,8 @@
 """From sampled rows to scores, log-probabilities and values.
 
 Enter: rows of tokens in the one layout (prompt left-padded, response right-padded). Leave: numbers
-per response token, or per
-row. No training config is known here, so PPO, collecting, evaluating and sampling all ask the same
-functions.
+per response token, or per row. No training config is known here: PPO, collecting, evaluating and
+sampling all ask the same functions.
 Left out: packing several responses into a row.
 """
 
@@ -71,12 +70,33 @@ def response_values(config: configs.Model, params: transformer.Params, tokens: c
   return transformer.scalars(params, hidden)
 
 
+def _last(valid):
+  """Of [B, T, …], the last position that is valid, [B, 1, …], whatever the padding."""
+  # argmax finds the first maximum of the reversed mask.
+  last = valid.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
+  return lambda x: jnp.take_along_axis(x, last.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
+
+
 def scores(config: configs.Model, params: transformer.Params, tokens: chex.Array,
            valid: chex.Array) -> chex.Array:
   """The scalar head at the last valid token of each row (eos, or where it was cut): float32 [B]."""
-  # The last true position whatever the padding: argmax finds the first maximum of the reversed
-  # mask.
-  last = valid.shape[1] - 1 - jnp.argmax(valid[:, ::-1], axis=1)
-  take = lambda x: jnp.take_along_axis(x, last.reshape(-1, *[1] * (x.ndim - 1)), axis=1)
-  return transformer.scalars(params, transformer.hidden(config, params, tokens, valid, take=take)
-                             )[:, 0]
+  hidden = transformer.hidden(config, params, tokens, valid, take=_last(valid))
+  return transformer.scalars(params, hidden)[:, 0]
+
+
+def scores_of_completions(config: configs.Model, params: transformer.Params, tokens: chex.Array,
+                          valid: chex.Array, length: int) -> chex.Array:
+  """`scores` of rows [B, K, P+R] whose K completions, of `length` R, stand after the same prompt,
+  which is read once: float32 [B, K].
+  """
+  batch, count, total = tokens.shape
+  start = total - length
+  positions = jnp.maximum(jnp.cumsum(valid, axis=2) - 1, 0)
+  look = jnp.tril(jnp.ones((total, total), bool)) & valid[:, :, None]
+  _, prompt = transformer.run_blocks(config, params, tokens[:, 0, :start], positions[:, 0, :start],
+                                     look[:, 0, :start, :start], keep_cache=True,
+                                     take=lambda x: x[:, -1:])
+  after = lambda x: x[:, :, start:].reshape(batch * count, length, *x.shape[3:])
+  hidden, _ = transformer.run_blocks(config, params, after(tokens), after(positions), after(look),
+                                     prompt, index=None, take=_last(after(valid)))
+  return transformer.scalars(params, hidden)[:, 0].reshape(batch, count)

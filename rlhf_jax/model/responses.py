@@ -1,8 +1,7 @@
 """The host's way to ask a model: texts in, responses, scores, log-probabilities or losses out.
 
-Enter: a model, its tokenizer (anything with encode_prompt, encode_response, decode, eos, pad) and
-lists of prompts.
-Leave: plain Python and numpy. Collecting, evaluating and `sample` use nothing else of the model.
+Enter: a model, its tokenizer (anything with encode_prompt, encode_response, decode, eos, pad),
+prompts. Leave: plain Python and numpy; collecting, evaluating and `sample` use nothing else.
 Left out: streaming; batches larger than memory (the caller names the batch).
 """
 

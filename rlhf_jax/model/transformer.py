@@ -172,7 +172,11 @@ class Attention(nn.Module):
     if config.positions == 'rope':
       query, key = rotate(query, *map(take, turn)), rotate(key, *turn)
     key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, G, S, H]
-    if cache is not None:
+    if cache is not None and index is None:  # what stands before several rows
+      before = lambda c: jnp.repeat(c, x.shape[0] // c.shape[0], axis=0)
+      key, value = (jnp.concatenate([before(old), new], axis=2)
+                    for old, new in zip(cache, (key, value), strict=True))
+    elif cache is not None:
       put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=2)
       key = put(cache[0], key.astype(cache[0].dtype))
       value = put(cache[1], value.astype(cache[1].dtype))
@@ -313,7 +317,7 @@ def with_room(cache: Any, length: int) -> Any:
 
 
 def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positions: chex.Array,
-               mask: chex.Array, cache: Any = None, index: int | chex.Array = 0,
+               mask: chex.Array, cache: Any = None, index: int | chex.Array | None = 0,
                dropout_key: chex.PRNGKey | None = None, keep_cache: bool = False,
                take: Callable[[chex.Array], chex.Array] = every) -> tuple[chex.Array, Any]:
   """Embeds, runs every block and the final norm.
@@ -322,8 +326,8 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
     params: stacked layers, or a list of them (`unstacked`).
     tokens, positions: int [B, T].
     mask: bool [B, T, S], true where a query may look.
-    cache: per layer (key, value) of [B, G, S, H] to write into at `index`, or None: the queries'
-      own keys.
+    cache: per layer (key, value) of [B, G, S, H] to write into at `index`; with index None, of
+      [B / K, G, S − T, H], what each K rows have before them; or None: the queries' own keys.
     keep_cache: return the keys and values when `cache` is None (prefill).
     take: [B, T, …] -> [B, T', …], the positions whose hidden states are wanted: the last layer
       computes no other (all layers do if config.scan).
@@ -340,12 +344,13 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
   turn = turns(config, positions) if config.positions == 'rope' else None
   banded, band = None, None
   if config.window:  # slots of a row are contiguous, so their distance is that of positions
-    slots = index + jnp.arange(tokens.shape[1])[:, None] - jnp.arange(mask.shape[2])
+    start = mask.shape[2] - tokens.shape[1] if index is None else index
+    slots = start + jnp.arange(tokens.shape[1])[:, None] - jnp.arange(mask.shape[2])
     band = slots < config.window
     banded = (jnp.arange(config.layers) + 1) % config.window_every == 0
   dropout = dropout_key is not None and config.dropout > 0
   layer_keys = jax.random.split(dropout_key, config.layers) if dropout else None
-  keep = keep_cache or cache is not None
+  keep = keep_cache or (cache is not None and index is not None)
 
   def block(x, layer, take=every):
     weights, layer_cache, key, narrow = layer
@@ -354,7 +359,7 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
                                   take, rngs={'dropout': key} if dropout else None)
     return x, made if keep else None
 
-  saving = jax.checkpoint if config.remat and not keep else lambda function: function
+  saving = jax.checkpoint if config.remat else lambda function: function
   if config.scan:
     x, made = jax.lax.scan(saving(block), x, (params['blocks'], cache, layer_keys, banded))
     x = take(x)

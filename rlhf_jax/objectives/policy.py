@@ -1,10 +1,7 @@
-"""PPO for sequences: rewards a token with the KL penalty, GAE, the clipped losses, KL estimators,
-the KL controller.
+"""PPO for sequences: rewards with the KL penalty, GAE, clipped losses, KL estimates, KL control.
 
-Enter: arrays over response tokens [B, R], right-padded, with a mask. Leave: arrays of the same
-shape, or scalars.
-Left out: entropy bonus (none in the paper), dual clip, reward whitening. Everything here is
-float32.
+Enter: arrays over response tokens [B, R], right-padded, a mask. Leave: float32 [B, R] or scalars.
+Left out: entropy bonus (none in the paper), dual clip, reward whitening.
 """
 
 import chex
@@ -32,8 +29,8 @@ def reward_per_token(score: chex.Array, kl: chex.Array, kl_coef: chex.Array | fl
     mask: bool [B, R] of response tokens, eos included.
   """
   chex.assert_rank([score, kl, mask], [1, 2, 2])
-  rewards = -kl_coef * kl.astype(jnp.float32) + last_token(mask) * score.astype(jnp.float32)[:,
-                                                                                             None]
+  score, kl = score.astype(jnp.float32), kl.astype(jnp.float32)
+  rewards = -kl_coef * kl + last_token(mask) * score[:, None]
   return jnp.where(mask, rewards, 0.0)
 
 
@@ -71,14 +68,12 @@ def whiten(values: chex.Array, mask: chex.Array, shift: bool = True) -> chex.Arr
 
 def policy_loss(logprobs: chex.Array, old_logprobs: chex.Array, advantages: chex.Array,
                 mask: chex.Array, clip: float) -> tuple[chex.Array, chex.Array, chex.Array]:
-  """The clipped surrogate, a token.
+  """The clipped surrogate (Schulman et al. 2017), a token.
 
-  ρ_t = exp(log π(y_t) − log π_old(y_t));  L_t = max(−A_t·ρ_t, −A_t·clip(ρ_t, 1−ε, 1+ε))   (Schulman
-  2017)
+  ρ_t = exp(log π(y_t) − log π_old(y_t));  L_t = max(−A_t·ρ_t, −A_t·clip(ρ_t, 1−ε, 1+ε))
 
   Returns:
-    losses [B, R], ratio [B, R] (1 outside the mask), clipped bool [B, R] (the clipped branch
-    decides).
+    losses [B, R], ratio [B, R] (1 outside the mask), bool [B, R] where clipping decides.
   """
   chex.assert_equal_shape([logprobs, old_logprobs, advantages, mask])
   # Outside the mask log-probs mean nothing and may be -inf: 0 there keeps NaN out of the gradient.
@@ -104,8 +99,7 @@ def value_loss(values: chex.Array, old_values: chex.Array, returns: chex.Array,
 
 def kl_estimates(logprobs: chex.Array,
                  reference_logprobs: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
-  """k1, k2, k3 of KL(π‖π_ref) from samples of π, elementwise (Schulman's "Approximating KL
-  divergence").
+  """k1, k2, k3 of KL(π‖π_ref) from samples of π, elementwise (Schulman 2020).
 
   With r = π_ref/π: k1 = −ln r (unbiased, signed), k2 = ½(ln r)² (biased), k3 = (r − 1) − ln r
   (unbiased, ≥ 0).

@@ -1,13 +1,10 @@
 """Pretraining and SFT: one next-token loss on different rows.
 
-Enter: packed text, or demonstrations (prompt masked) with a share of pretraining text. Leave: a
-language model.
-SFT here is the paper's PPO initialisation (App. C.3): 2 epochs, 10 % pretraining data, cosine to 10
-%; the other recipe
-(App. C.1: 16 epochs, residual dropout 0.2, checkpoint by reward-model score) is this stage with
-other numbers.
-Left out: packing of demonstrations; attention masks between packed documents (GPT-3 has none
-either).
+Enter: packed text, or demonstrations (prompt masked) with a share of text. Leave: a language model.
+SFT here is the paper's PPO initialisation (App. C.3): 2 epochs, 10 % text, cosine to 10 %; the
+other recipe (App. C.1: 16 epochs, residual dropout 0.2, checkpoint by reward-model score) is this
+stage with other numbers.
+Left out: packing of demonstrations; attention masks between packed documents (GPT-3 has none).
 """
 
 import dataclasses
@@ -26,8 +23,8 @@ from rlhf_jax.model import experience, responses, transformer
 from rlhf_jax.objectives import likelihood
 from rlhf_jax.stages import stage, validation
 
-INHERITED = ('dropout', 'compute', 'remat', 'scan', 'logits_chunk'
-            )  # model fields a run may set over its parent's
+# model fields a run may set over its parent's
+INHERITED = ('dropout', 'compute', 'remat', 'scan', 'logits_chunk')
 
 
 def _sizes(config):
@@ -43,8 +40,8 @@ def _sizes(config):
 def _update(config, model, steps, state, frozen, batch, key):
   pieces = stage.pieces_of(config.batch, config.microbatch, 'batch')
   _, targets = _sizes(config)
-  count = jnp.maximum(jnp.sum(batch['mask'][:, -targets or 1:]),
-                      1)  # of the whole batch: the mean does not depend on the pieces
+  # Of the whole batch: the mean does not depend on the pieces.
+  count = jnp.maximum(jnp.sum(batch['mask'][:, -targets or 1:]), 1)
   rows = batch | {'row': jnp.arange(config.batch)}
 
   def loss(params, piece):
@@ -152,14 +149,13 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
     train, heldout = _rows(config, tokenizer, place)
     steps = steps or max(1, round(train.epoch * config.epochs))
   steps = max(steps, 1)
-  losses = jax.jit(functools.partial(experience.next_token_losses,
-                                     model))  # without a key there is no dropout
+  # Without a key there is no dropout.
+  losses = jax.jit(functools.partial(experience.next_token_losses, model))
 
   def evaluate(state, frozen, step):
     metrics = {
       f'{name}_loss': responses.mean_loss(losses, state.model.params, rows, config.batch)[0]
-      for name, rows in heldout.items()
-      if len(rows)}
+      for name, rows in heldout.items() if len(rows)}
     if config.select == 'reward':
       metrics['reward'] = validation.sample_score(config, parents, place, state.model.params,
                                                     frozen['reward'])
@@ -180,13 +176,12 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
 
   return stage.Stage(
     model=model, tokenizer=tokenizer, kind='policy', steps=steps,
-    init=functools.partial(_init, config,
-                           model), freeze=lambda p: {k: p[k] for k in ('reward',) if k in p},
+    init=functools.partial(_init, config, model),
+    freeze=lambda p: {k: p[k] for k in ('reward',) if k in p},
     update=functools.partial(_update, config, model, steps),
     batches=(lambda step: train[step]) if train is not None else None, batch_shapes=shapes,
     axes={'policy': transformer.axes(model), 'scalar': transformer.axes(model, scalar=True)},
-    export=lambda state: ({'params': state.model.params} |
-                          ({'ema': state.model.ema}
-                           if config.ema else {})), evaluate=evaluate, keep=keep, finish=finish,
+    export=lambda state: {'params': state.model.params} | (
+      {'ema': state.model.ema} if config.ema else {}), evaluate=evaluate, keep=keep, finish=finish,
     tokens=config.batch * length, evaluate_every=config.evaluate_every, headline=('loss',),
     sizes=stage.sizes({'microbatch': config.microbatch or config.batch}))

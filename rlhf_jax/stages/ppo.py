@@ -1,11 +1,8 @@
 """PPO-ptx: rollout, reward, advantages and every gradient step of an update in one pure function.
 
-Enter: a policy, a reward model (or a jittable function), prompts, pretraining text. Leave: an
-aligned policy.
-`update` is the algorithm of InstructGPT §3.5 and App. C.4, read from top to bottom; nothing in it
-leaves the device.
-Left out: entropy bonus, reward whitening, best-checkpoint selection (the paper picks by human
-rating).
+Enter: a policy, a reward model or a jittable function, prompts, text. Leave: an aligned policy.
+`update` is the algorithm of InstructGPT §3.5 and App. C.4 from top to bottom, all on the device.
+Left out: entropy bonus, reward whitening, choice of a checkpoint (the paper's is by human rating).
 """
 
 import dataclasses
@@ -50,8 +47,8 @@ class Models:
   policy: configs.Model = flax.struct.field(pytree_node=False)
   value: configs.Model = flax.struct.field(pytree_node=False)
   policy_axes: Any = flax.struct.field(pytree_node=False)
-  score: Any = flax.struct.field(
-    pytree_node=False)  # (reward parameters, tokens, valid, mask) -> float [B]
+  # (reward parameters, tokens, valid, mask) -> float [B]
+  score: Any = flax.struct.field(pytree_node=False)
   eos: Any = flax.struct.field(pytree_node=False)  # an id, or several that end a response
   pad: int = flax.struct.field(pytree_node=False)
 
@@ -171,8 +168,8 @@ def minibatch(config: configs.PPO, models: Models, state: State, seen: experienc
   value model.
   """
   rollout, length = seen.rollout, config.response_length
-  count = jnp.maximum(jnp.sum(rollout.mask),
-                      1)  # of the whole minibatch, so microbatches add up to its mean
+  # Of the whole minibatch, so microbatches add up to its mean.
+  count = jnp.maximum(jnp.sum(rollout.mask), 1)
   pieces = stage.pieces_of(config.minibatch, config.microbatch, 'minibatch')
 
   def policy_loss(params, piece):
@@ -228,10 +225,9 @@ def ptx_gradient(config: configs.PPO, models: Models, state: State, text: dict) 
                                     count)
     return total, total
 
-  return jax.lax.cond(state.ptx_coef > 0,
-                      lambda params: stage.accumulate(loss, params, text, rows // size),
-                      lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.zeros(
-                        ())), state.policy.params)
+  taken = lambda params: stage.accumulate(loss, params, text, rows // size)
+  nothing = lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+  return jax.lax.cond(state.ptx_coef > 0, taken, nothing, state.policy.params)
 
 
 # ----- the stage

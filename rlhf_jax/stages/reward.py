@@ -1,11 +1,9 @@
 """The reward model: K-way rankings in, a scalar model out whose demonstrations score 0 on average.
 
-One element is one prompt with its K completions: one forward pass a completion, the loss over all
-non-tied pairs of the
-prompt (InstructGPT §3.5, Eq. 1). Shuffling the pairs would show each completion K−1 times an epoch
-and overfit (C.2).
-Left out: ensembles; reward normalisation to unit variance (the paper shifts only; std on SFT
-samples is recorded).
+One element is one prompt with its K completions: the prompt is read once, each completion after it,
+and the loss is over all non-tied pairs (InstructGPT §3.5, Eq. 1). Shuffling the pairs would show
+each completion K−1 times an epoch and overfit (C.2).
+Left out: ensembles; scaling to unit variance (the paper only shifts; the std is recorded).
 """
 
 import dataclasses
@@ -27,11 +25,13 @@ from rlhf_jax.stages import stage
 CENTRE_ROWS = 1024  # demonstrations at most whose mean score becomes 0
 
 
-def _forward(model, params, batch):
-  """Scores [B, K]: every completion is a row of its own."""
+def _forward(model, length, params, batch):
+  """Scores [B, K]. Prompts that the mesh does not divide are read again for every completion."""
+  tokens, valid = batch['tokens'], batch['valid']
+  if sharding.divided(len(tokens)) == len(tokens):
+    return experience.scores_of_completions(model, params, tokens, valid, length)
   flat = lambda x: x.reshape(-1, x.shape[-1])
-  found = experience.scores(model, params, flat(batch['tokens']), flat(batch['valid']))
-  return found.reshape(batch['ranks'].shape)
+  return experience.scores(model, params, flat(tokens), flat(valid)).reshape(tokens.shape[:2])
 
 
 def _update(config, model, steps, state, frozen, batch, key):
@@ -42,7 +42,7 @@ def _update(config, model, steps, state, frozen, batch, key):
   def loss(params, piece):
     head = params['head']  # no pair knows the bias: Adam would make steps of rounding
     head = head | {'bias': jax.lax.stop_gradient(head['bias'])}
-    scores = _forward(model, params | {'head': head}, piece)
+    scores = _forward(model, config.response_length, params | {'head': head}, piece)
     losses, correct, pairs = ranking.ranking_loss(scores, piece['ranks'], piece['present'])
     total = jnp.sum(losses) / prompts
     return total, {
@@ -197,7 +197,7 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
       config = dataclasses.replace(config, k_max=_most(config, parents, place))
     train, heldout, demonstrations = _data(config, parents, place)
     steps = max(1, round(train.epoch * config.epochs))
-  forward = jax.jit(functools.partial(_forward, model))
+  forward = jax.jit(functools.partial(_forward, model, config.response_length))
   return stage.Stage(
     model=model, tokenizer=parent.tokenizer, kind='reward', steps=steps,
     init=functools.partial(_init, config, model), freeze=lambda parents: {},

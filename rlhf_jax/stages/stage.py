@@ -40,8 +40,8 @@ class Stage:
   steps: int
   init: Callable[[chex.PRNGKey, dict], Any]  # (key, parents) -> state
   freeze: Callable[[dict], Any]  # parents -> what is read but never trained
-  update: Callable[[Any, Any, Any, chex.PRNGKey],
-                   tuple[Any, dict]]  # -> (state, metrics of float32 scalars)
+  # -> (state, metrics of float32 scalars)
+  update: Callable[[Any, Any, Any, chex.PRNGKey], tuple[Any, dict]]
   batches: Callable[[int], Any]  # step -> dict of numpy arrays
   batch_shapes: Any  # the same as ShapeDtypeStructs
   axes: Any  # logical axes of every parameter in the state and in `frozen`
@@ -49,8 +49,8 @@ class Stage:
   evaluate: Callable[[Any, Any, int], tuple[dict, list] | None] = lambda state, frozen, step: None
   keep: Callable[[Any, dict], Any] = lambda state, metrics: state  # remember the best parameters
   finish: Callable[[Any, Any], tuple[Any, dict]] = lambda state, frozen: (state, {})
-  describe: Callable[[Any], list] = (lambda samples: []
-                                    )  # metrics['samples'] of an update -> rows of samples.jsonl
+  # metrics['samples'] of an update -> rows of samples.jsonl
+  describe: Callable[[Any], list] = lambda samples: []
   tokens: int = 0  # tokens a step at most, for throughput
   evaluate_every: int = 0
   headline: tuple[str, ...] = ('loss',)  # metrics of the progress line

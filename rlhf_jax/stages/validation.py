@@ -20,22 +20,18 @@ SCORED_PROMPTS = 256  # validation prompts sampled to select an SFT checkpoint
 
 def sample_score(config: configs.Language, parents: dict, place: Any, params: Any,
                  reward: Any) -> float:
-  """Mean reward-model score of one sample for each validation prompt (paper C.1 picks SFT
-  checkpoints so).
-  """
+  """Mean reward-model score of a sample a validation prompt (paper C.1 picks SFT so)."""
   model, tokenizer = parents['init_from'].model, parents['init_from'].tokenizer
   records_, _ = builders.read_prompts(config.prompts, tokenizer, place,
                                       builders.Limits.like(config))
   prompts = [r.prompt for r in records_[:SCORED_PROMPTS]]
-  options = {
-    'prompt_length': config.prompt_length, 'response_length': config.response_length,
-    'batch': len(prompts)}
+  options = {'prompt_length': config.prompt_length, 'response_length': config.response_length,
+             'batch': len(prompts)}
   sampled = responses.respond(model, params, tokenizer, prompts, jax.random.key(config.seed),
                               temperature=1.0, **options)
-  return float(
-    np.mean(
-      responses.score_responses(parents['reward'].model, reward, tokenizer, prompts, sampled,
-                                **options)))
+  scores = responses.score_responses(parents['reward'].model, reward, tokenizer, prompts, sampled,
+                                     **options)
+  return float(np.mean(scores))
 
 
 def describe(config: configs.PPO, tokenizer: Any, samples: dict) -> list[dict]:
@@ -66,9 +62,8 @@ def evaluation(config: configs.PPO, models: Any, tokenizer: Any, place: Any,
   prompts = prompts[:config.evaluation_size]
   texts = [p.prompt for p in prompts]
   judge = records.load_judge(config.judge) if config.judge else None
-  options = {
-    'prompt_length': config.prompt_length, 'response_length': config.response_length,
-    'batch': len(texts)}
+  options = {'prompt_length': config.prompt_length, 'response_length': config.response_length,
+             'batch': len(texts)}
   references: list[responses.Response] = []
   run_score = jax.jit(models.score)
 

@@ -12,6 +12,7 @@ from rlhf_jax.objectives import likelihood
 LENGTH = 5
 hidden = jax.jit(transformer.hidden, static_argnums=0)
 scores = jax.jit(experience.scores, static_argnums=0)
+of_completions = jax.jit(experience.scores_of_completions, static_argnums=(0, 4))
 values = jax.jit(experience.response_values, static_argnums=(0, 4))
 logprobs = jax.jit(experience.response_logprobs, static_argnums=(0, 4, 5))
 losses = jax.jit(experience.next_token_losses, static_argnums=(0, 4))
@@ -46,6 +47,29 @@ def test_score_depends_on_no_padding(case, rows):
   np.testing.assert_allclose(padded, plain, rtol=1e-4, atol=1e-5)
   alone = scores(case.config, case.scalar, tokens[3:4, valid[3]], valid[3:4, valid[3]])
   np.testing.assert_allclose(alone[0], plain[3], rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture
+def rankings(rows):
+  """tokens, valid [3, 2, P+R]: a prompt, padded on the left, before two completions each."""
+  tokens, valid = (x[:6].reshape(3, 2, -1).copy() for x in rows)
+  for x in (tokens, valid):
+    x[:, 1, :-LENGTH] = x[:, 0, :-LENGTH]
+  return tokens, valid
+
+
+@pytest.mark.parametrize('options', [{}, {'scan': True, 'remat': True}], ids=['plain', 'scanned'])
+def test_a_prompt_read_once_scores_as_one_read_for_every_completion(case, rankings, options):
+  config = dataclasses.replace(case.config, **options)
+  tokens, valid = rankings
+  wanted = scores(case.config, case.scalar, *(x.reshape(6, -1) for x in rankings))
+  found = of_completions(config, case.scalar, tokens, valid, LENGTH)
+  assert np.ptp(wanted) > 0.1
+  np.testing.assert_allclose(found.reshape(6), wanted, rtol=1e-4, atol=1e-5)
+  text = of_completions.lower(config, case.scalar, tokens, valid, LENGTH).as_text()
+  total = tokens.shape[2]
+  assert f'tensor<6x{LENGTH}x{config.width}xf32>' in text
+  assert f'tensor<6x{total}x{config.width}xf32>' not in text  # no layer's input is a whole row
 
 
 def test_values_stand_before_the_token(case, rows, states):

@@ -69,10 +69,23 @@ def test_pretraining_by_hand():
 
 
 def test_reward_by_hand():
+  """Two prompts, read once each; of their last layer keys and values alone have a gradient."""
   rows = 2 * 3
   head = 2 * rows * MODEL.width
-  wanted = 3 * (forward(rows, 16, 16, wanted=1) + head)
+  keys, unused = forward(2, 10, 10, wanted=0), forward(2, 10, 10, wanted=1)
+  wanted = 3 * (keys + forward(rows, 6, 16, wanted=1) + head) + unused - keys
   assert counted(made('reward')).total == pytest.approx(wanted, rel=1e-6)
+
+
+def test_demonstrations_by_hand():
+  """Nothing of the last layer, and no logits, where the prompt is; all of it beside text."""
+  made_sft = functools.partial(made, 'gpt', data=(configs.Source(kind='demonstrations'),),
+                               prompt_length=16, response_length=8)
+  once = forward(4, 24, 24, wanted=8) + logits(4 * 8)
+  assert counted(made_sft()).total == pytest.approx(3 * once, rel=1e-6)
+  beside = made_sft(pretraining_share=0.25, pretraining=(configs.Source(),))
+  once = forward(4, 24, 24) + logits(4 * 23)
+  assert counted(beside).total == pytest.approx(3 * once, rel=1e-6)
 
 
 def test_ppo_by_hand():

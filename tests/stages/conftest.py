@@ -78,6 +78,8 @@ def ranking_rows(count, k, seed):
   """Rankings of 2 … k completions with ties; the first prompt has nothing but ties."""
   random = np.random.default_rng(seed)
   rows = response_rows(count * k, seed)
+  for name in ('tokens', 'valid'):  # one prompt before all of its completions
+    rows[name][:, :PROMPT] = np.repeat(rows[name][::k, :PROMPT], k, axis=0)
   present = np.arange(k) < random.integers(2, k + 1, (count, 1))
   ranks = np.where(present, random.integers(1, k + 1, (count, k)), 0).astype(np.int32)
   ranks[0] = 1

@@ -92,6 +92,17 @@ def test_attention_in_pieces_rematerialised_on_eight_devices(bench, tiny, model,
   assert tiny.far(state.model.params, one.model.params) <= 1e-5
 
 
+def test_prompts_that_a_mesh_does_not_divide_are_read_for_every_completion(bench, tiny, model):
+  """Pieces of four prompts with four completions: the 16 rows divide by eight, the prompts do not.
+  """
+  made = bench(dataclasses.replace(tiny.REWARD, batch=8, k_max=4, microbatch=4), model)
+  one, told = made.step()
+  mesh, _, state, metrics = sharded_update(made, (4, 2, 1))
+  sharding.check_divides(mesh, made.stage.sizes)
+  assert tiny.far(state.model.params, one.model.params) <= 1e-5
+  np.testing.assert_allclose(metrics['loss'], told['loss'], rtol=1e-4)
+
+
 def test_plain_arrays_stay_on_one_device(bench, tiny):
   """The eight fake devices of the tests are not used by what asks for no mesh."""
   state, _ = bench(tiny.LANGUAGE).step()

@@ -83,6 +83,13 @@ def test_gradient_is_that_of_the_plain_loss(base, tiny):
   assert tiny.far(found, wanted) < 1e-3
 
 
+def test_rematerialised_and_unrolled_layers_step_alike(base, bench, tiny):
+  (whole, told), model = base.step(), dataclasses.replace(tiny.MODEL, scan=False, remat=True)
+  state, metrics = bench(tiny.REWARD, model).step()
+  assert tiny.far(state.model.params, whole.model.params) <= 1e-5
+  np.testing.assert_allclose(metrics['loss'], told['loss'], rtol=1e-5)
+
+
 def test_absent_completions_and_tied_prompts_teach_nothing(base, tiny):
   other = {k: v.copy() for k, v in base.batch.items()}
   other['tokens'][~other['present']] = 5
