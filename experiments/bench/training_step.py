@@ -50,7 +50,7 @@ class Task:
 
   @property
   def tokens(self) -> int:
-    """Tokens that a step reads."""
+    """Tokens of a step's rows; a prompt counts in every row that it stands in."""
     return self.rows * self.length
 
 

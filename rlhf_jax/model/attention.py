@@ -15,22 +15,22 @@ from rlhf_jax.model.sharding import constrain
 LONG, PIECES = 128, 4  # from so many queries on, in so many pieces
 
 
-def attend(query: chex.Array, key: chex.Array, value: chex.Array, mask: chex.Array, own: bool
-           ) -> chex.Array:
+def attend(query: chex.Array, key: chex.Array, value: chex.Array, mask: chex.Array,
+           start: int | None) -> chex.Array:
   """[B, G, N/G, T, H] of such queries over keys and values [B, G, S, H]; softmax in float32.
 
   Args:
     mask: bool [B, T, S], true where a query may look.
-    own: queries and keys are the same slots, and no query sees a later one. Then a quarter of long
-      rows is done at a time with the keys up to its end: 3/8 of the scores are never made.
+    start: queries are the slots from it on, and none sees a later one; None: not known. A quarter
+      of long rows is done at a time with the keys up to its end: of S = T, 3/8 are never made.
   """
   time = query.shape[3]
-  if not own or time < LONG:
+  if start is None or time < LONG:
     return _whole(query, key, value, mask)
   ends = [time * piece // PIECES for piece in range(PIECES + 1)]
   return jnp.concatenate([
-    _whole(query[:, :, :, start:end], key[:, :, :end], value[:, :, :end], mask[:, start:end, :end])
-    for start, end in itertools.pairwise(ends)], axis=3)
+    _whole(query[:, :, :, a:b], key[:, :, :start + b], value[:, :, :start + b],
+           mask[:, a:b, :start + b]) for a, b in itertools.pairwise(ends)], axis=3)
 
 
 def _whole(query, key, value, mask):

@@ -44,8 +44,7 @@ def response_logprobs(config: configs.Model, params: transformer.Params, tokens:
 def next_token_losses(config: configs.Model, params: transformer.Params, rows: dict,
                       dropout_key: chex.PRNGKey | None = None, length: int = 0
                       ) -> tuple[chex.Array, chex.Array]:
-  """−log p of every next token, or of the last `length` of a row: what leads to no other is not
-  computed.
+  """−log p of every next token, or of the last `length` of a row: targets before do not count.
 
   Args:
     rows: 'tokens' int, 'valid' bool, 'mask' bool, each [B, T]; mask is true where a token is a
@@ -87,9 +86,10 @@ def scores(config: configs.Model, params: transformer.Params, tokens: chex.Array
 def scores_of_completions(config: configs.Model, params: transformer.Params, tokens: chex.Array,
                           valid: chex.Array, length: int) -> chex.Array:
   """`scores` of rows [B, K, P+R] whose K completions, of `length` R, stand after the same prompt,
-  which is read once: float32 [B, K].
+  which is read once: float32 [B, K]. An empty completion scores anything.
   """
   batch, count, total = tokens.shape
+  params = transformer.unstacked(config, params)
   start = total - length
   positions = jnp.maximum(jnp.cumsum(valid, axis=2) - 1, 0)
   look = jnp.tril(jnp.ones((total, total), bool)) & valid[:, :, None]

@@ -1,7 +1,7 @@
 """The host's way to ask a model: texts in, responses, scores, log-probabilities or losses out.
 
 Enter: a model, its tokenizer (anything with encode_prompt, encode_response, decode, eos, pad),
-prompts. Leave: plain Python and numpy; collecting, evaluating and `sample` use nothing else.
+prompts. Leave: plain Python and numpy; all that collecting, evaluating and `sample` use of it.
 Left out: streaming; batches larger than memory (the caller names the batch).
 """
 
@@ -182,7 +182,7 @@ def mean_loss(losses: Callable, params: Any, data: Any, batch: int) -> tuple[flo
   """Mean nats a target token over all rows of `data`, and how many targets there were.
 
   Args:
-    losses: jitted (params, rows) -> (losses [B, T-1], mask [B, T-1]).
+    losses: jitted (params, rows) -> (losses, mask), both [B, T-1] or shorter.
     data: random access to rows (dicts of numpy arrays).
   """
   if not len(data):

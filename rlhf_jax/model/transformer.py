@@ -148,7 +148,8 @@ def every(x: chex.Array) -> chex.Array:
 
 
 class Attention(nn.Module):
-  """Masked attention over the given keys, or over a cache that takes this call's keys at `index`.
+  """Masked attention over the given keys, over a cache that takes this call's keys at `index`, or
+  with index None over keys that several rows have before their own.
 
   Keys and values are [B, G, S, H], in the cache too: no step of decoding has to transpose them.
   `take` says for which positions of x an output is wanted; keys are made of all.
@@ -183,8 +184,9 @@ class Attention(nn.Module):
     batch, time = asked.shape[:2]
     query = query.reshape(batch, time, groups, -1, size).transpose(0, 2, 3, 1, 4)
     # Scanned layers stay whole: what pieces are worth on the chips those are for is not known.
-    own = cache is None and take is every and not config.scan
-    out = attend(query, key, value, take(mask), own)
+    known = take is every and (cache is None or index is None) and not config.scan
+    start = key.shape[2] - time if known else None
+    out = attend(query, key, value, take(mask), start)
     out = out.transpose(0, 3, 1, 2, 4).reshape(batch, time, config.heads, size)
     out = constrain(out, 'batch', None, 'heads', None)
     out = Project((config.heads, size, config.width), ('heads', None, 'width'), 2,
@@ -334,7 +336,7 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
 
   Returns:
     hidden [B, T', D] in the compute type; the layers' keys and values (a list, or stacked [L, ...]
-    if config.scan).
+    if config.scan), None where no cache is written or kept.
   """
   dtype = jnp.dtype(config.compute)
   x = constrain(params['embed']['tokens'].astype(dtype), 'vocabulary', None)[tokens]

@@ -1,7 +1,7 @@
 """Log-probabilities of tokens and the next-token loss.
 
-Enter: final hidden states, an unembedding table, target ids. Leave: float32 numbers a token.
-Left out: label smoothing, z-loss. Of the logits [B, T, V] a chunk of positions exists at a time.
+Enter: final hidden states, an unembedding table, target ids. Leave: float32 nats a token.
+Left out: label smoothing, z-loss. Of float32 logits [B, T, V] a chunk of positions at a time.
 """
 
 import chex

@@ -1,7 +1,7 @@
 """PPO for sequences: rewards with the KL penalty, GAE, clipped losses, KL estimates, KL control.
 
 Enter: arrays over response tokens [B, R], right-padded, a mask. Leave: float32 [B, R] or scalars.
-Left out: entropy bonus (none in the paper), dual clip, reward whitening.
+Left out: entropy bonus (none in the paper), dual clip, reward whitening. All is done in float32.
 """
 
 import chex
@@ -99,7 +99,7 @@ def value_loss(values: chex.Array, old_values: chex.Array, returns: chex.Array,
 
 def kl_estimates(logprobs: chex.Array,
                  reference_logprobs: chex.Array) -> tuple[chex.Array, chex.Array, chex.Array]:
-  """k1, k2, k3 of KL(π‖π_ref) from samples of π, elementwise (Schulman 2020).
+  """k1, k2, k3 of KL(π‖π_ref) from samples of π (Schulman, Approximating KL divergence).
 
   With r = π_ref/π: k1 = −ln r (unbiased, signed), k2 = ½(ln r)² (biased), k3 = (r − 1) − ln r
   (unbiased, ≥ 0).

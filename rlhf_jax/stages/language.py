@@ -138,7 +138,7 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
   tokenizer = (None if place is None and config.model.vocabulary else _tokenizer(
     config, parents, place))
   model = _model(config, parents, tokenizer)
-  length, _ = _sizes(config)
+  length, targets = _sizes(config)
   if length > model.context:
     raise configs.BadInput(
       f'rows of {length} tokens do not fit the model: raise model.context ({model.context})')
@@ -150,7 +150,7 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
     steps = steps or max(1, round(train.epoch * config.epochs))
   steps = max(steps, 1)
   # Without a key there is no dropout.
-  losses = jax.jit(functools.partial(experience.next_token_losses, model))
+  losses = jax.jit(functools.partial(experience.next_token_losses, model, length=targets))
 
   def evaluate(state, frozen, step):
     metrics = {

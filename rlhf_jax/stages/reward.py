@@ -1,8 +1,8 @@
 """The reward model: K-way rankings in, a scalar model out whose demonstrations score 0 on average.
 
-One element is one prompt with its K completions: the prompt is read once, each completion after it,
-and the loss is over all non-tied pairs (InstructGPT §3.5, Eq. 1). Shuffling the pairs would show
-each completion K−1 times an epoch and overfit (C.2).
+One element is one prompt, read once where the mesh allows, with its K completions; the loss is over
+all non-tied pairs (InstructGPT §3.5, Eq. 1). Shuffling the pairs would show each completion K−1
+times an epoch and overfit (C.2).
 Left out: ensembles; scaling to unit variance (the paper only shifts; the std is recorded).
 """
 

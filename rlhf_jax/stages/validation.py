@@ -20,7 +20,7 @@ SCORED_PROMPTS = 256  # validation prompts sampled to select an SFT checkpoint
 
 def sample_score(config: configs.Language, parents: dict, place: Any, params: Any,
                  reward: Any) -> float:
-  """Mean reward-model score of a sample a validation prompt (paper C.1 picks SFT so)."""
+  """Mean score of one sample each for validation prompts (paper C.1 picks SFT so)."""
   model, tokenizer = parents['init_from'].model, parents['init_from'].tokenizer
   records_, _ = builders.read_prompts(config.prompts, tokenizer, place,
                                       builders.Limits.like(config))

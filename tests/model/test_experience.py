@@ -1,13 +1,16 @@
 """Which position is read: log-probabilities, values, scores and losses, against plain indexing."""
 
 import dataclasses
+import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rlhf_jax.model import experience, transformer
+from rlhf_jax.model import attention, experience, transformer
 from rlhf_jax.objectives import likelihood
+from rlhf_jax.runtime import flops
 
 LENGTH = 5
 hidden = jax.jit(transformer.hidden, static_argnums=0)
@@ -70,6 +73,41 @@ def test_a_prompt_read_once_scores_as_one_read_for_every_completion(case, rankin
   total = tokens.shape[2]
   assert f'tensor<6x{LENGTH}x{config.width}xf32>' in text
   assert f'tensor<6x{total}x{config.width}xf32>' not in text  # no layer's input is a whole row
+
+
+def test_completions_in_pieces_score_as_whole_ones(case, rankings, monkeypatch):
+  """Value and gradient; a piece ends at its slot behind the prompt."""
+  def total(params):
+    found = experience.scores_of_completions(case.config, params, *rankings, LENGTH)
+    return jnp.sum(found * jnp.arange(6.0).reshape(3, 2)), found
+
+  run = lambda: jax.jit(jax.grad(lambda params: total(params), has_aux=True))(case.scalar)
+  whole, wanted = run()
+  monkeypatch.setattr(attention, 'LONG', LENGTH)
+  pieces, found = run()
+  np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
+  norm = lambda tree: float(jnp.sqrt(sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))))
+  assert norm(jax.tree.map(jnp.subtract, pieces, whole)) <= 1e-5 * norm(whole)
+
+
+def test_pieces_of_completions_see_no_slot_after_their_end(cases):
+  """What a layer more costs: of R × (P+R) scores 3/8 of R × R are not made."""
+  case, length, prompt = cases['gpt'], 2 * attention.LONG, 8
+  config = dataclasses.replace(case.config, positions='rope')
+  tokens = jnp.zeros((1, 2, prompt + length), jnp.int32)
+
+  def products(layers):
+    params = case.scalar | {'blocks': jax.tree.map(lambda x: x[:layers], case.scalar['blocks'])}
+    run = functools.partial(experience.scores_of_completions,
+                            dataclasses.replace(config, layers=layers), length=length)
+    return flops.count(jax.jit(run).trace(params, tokens, tokens == 0).jaxpr.jaxpr).total
+
+  inner = config.heads * config.head_size
+  pair = 4 * inner  # FLOPs of a query and a key
+  layer = 2 * config.width * (4 * inner + 2 * config.mlp)  # and of a token's weights
+  wanted = (prompt + 2 * length) * layer + pair * (prompt**2 + 2 * length * (
+    prompt + 5 / 8 * length))
+  assert products(2) - products(1) == pytest.approx(wanted, rel=1e-6)
 
 
 def test_values_stand_before_the_token(case, rows, states):
