@@ -157,7 +157,7 @@ def _preflight_options(commands: Any) -> argparse.ArgumentParser:
   add('--part', choices=('update', 'rollout', 'minibatch'), default='update',
       help='compile only a part of a PPO update')
   add('--data', type=Path, metavar='DIR', help='what relative model folders are below')
-  add('--hbm', type=float, default=0.0, metavar='GIB', help='memory a device, instead of its own')
+  add('--hbm', type=float, default=0.0, metavar='GIB', help='memory a device, less than its own')
   return preflight
 
 

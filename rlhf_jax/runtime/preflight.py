@@ -21,7 +21,7 @@ from typing import Any
 import jax
 
 from rlhf_jax import configs
-from rlhf_jax.runtime import abstract, advice, aot, flops, layout, overrides
+from rlhf_jax.runtime import abstract, advice, aot, chips, flops, layout, overrides
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.abstract import Abstract
 from rlhf_jax.runtime.chips import GIB, Topology
@@ -76,6 +76,9 @@ def preflight(wish: Wish) -> dict[str, Any]:
   answer = told['compiled']
   needed = answer.get('needed', answer.get('peak', 0))
   told['fits'] = 'needed' not in answer and needed <= wish.topology.memory
+  if 'needed' in answer and needed <= wish.topology.memory:  # libtpu goes by the chip all the same
+    told['device_bytes'] = chips.topology(wish.topology.name).memory
+    answer['by'] = "--hbm above the chip's own counts for nothing"
   told['needed_bytes'] = needed
   if not told['fits']:
     told['first_change'] = advice.first_change(

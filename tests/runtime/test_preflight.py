@@ -120,6 +120,17 @@ def test_the_compiler_says_it_is_too_large(file, capsys, uncompiled):
   assert '1.00 GiB too much' in out and 'change first: --ppo.mesh.fsdp 2' in out
 
 
+def test_the_compiler_goes_by_the_chip_where_more_is_asked_for(file, capsys, uncompiled,
+                                                               monkeypatch):
+  """Seen on v5e: libtpu refuses what is above the chip's memory, whatever it is told."""
+  monkeypatch.setattr(preflight.importlib.util, 'find_spec', lambda name: True)
+  uncompiled[0].append({'needed': 17 * 2**30, 'seconds': 1.0, 'largest': []})
+  code, out, _ = told(capsys, file, 'ppo', '--topology', 'v5e:2x2', '--hbm', 60)
+  assert code == 3
+  assert "17.00 GiB (--hbm above the chip's own counts for nothing) of 15.75 GiB" in out
+  assert '1.25 GiB too much' in out
+
+
 @pytest.mark.parametrize(('words', 'message'), [
   (('ppo', '--topology', 'v5x:2x2'), 'no such chip'),
   (('ppo', '--topology', 'v5e:3x3'), 'v5e has the slices 1x1, 2x2'),
