@@ -76,9 +76,9 @@ def preflight(wish: Wish) -> dict[str, Any]:
   answer = told['compiled']
   needed = answer.get('needed', answer.get('peak', 0))
   told['fits'] = 'needed' not in answer and needed <= wish.topology.memory
-  if 'needed' in answer and needed <= wish.topology.memory:  # libtpu goes by the chip all the same
-    told['device_bytes'] = chips.topology(wish.topology.name).memory
-    answer['by'] = "--hbm above the chip's own counts for nothing"
+  own = chips.topology(wish.topology.name).memory
+  if 'needed' in answer and own < needed <= wish.hbm:  # libtpu goes by the chip all the same
+    told['device_bytes'], answer['by'] = own, "--hbm above the chip's own counts for nothing"
   told['needed_bytes'] = needed
   if not told['fits']:
     told['first_change'] = advice.first_change(
