@@ -334,6 +334,13 @@ def test_only_what_a_machine_lacks_is_installed(tmp_path, monkeypatch):
     'flax', 'nobody_has_this']
 
 
+def test_no_gpu_measures_nothing_and_says_what_to_do(tmp_path):
+  done, error = run('gpu.py', '--out', tmp_path / 'gpu.json', check=False)
+  last = error.strip().splitlines()[-1]
+  assert done.returncode == 2 and not (tmp_path / 'gpu.json').exists()
+  assert 'no GPU here (cpu)' in last and '--dry' in last and '$PYTHON' in last
+
+
 @pytest.mark.long
 def test_the_gpu_program_on_a_cpu(tmp_path):
   told, _ = run('gpu.py', '--dry', '--workers', 1, '--out', tmp_path / 'gpu.json')

@@ -10,7 +10,8 @@ Rollout: tokens/s, bytes a step against a large copy of the same process. PPO-pt
 and its split. Tests: the fast suite, float32 products in full precision, deterministic kernels.
 Each part is a process (gpu_part.py), ended when its time is over; one that is not begun for lack of
 time is named. FILE is rewritten after every part, so a killed run leaves what it has. Last line:
-RESULT {json}. Exit code 1 if a part failed; failing tests are told, not counted as that.
+RESULT {json}. Exit code 1 if a part failed; failing tests are told, not counted as that. Exit code
+2, and nothing measured, where jax has no GPU.
 Left out: several GPUs.
 """
 
@@ -152,6 +153,15 @@ def machine() -> dict[str, Any]:
     'versions': versions}
 
 
+def seen() -> str:
+  """The kind of device that jax takes in a process of the parts': gpu, or what it has instead."""
+  done = subprocess.run([sys.executable, '-c', 'import jax; print(jax.default_backend())'],
+                        env=os.environ | GPU, capture_output=True, text=True,
+                        stdin=subprocess.DEVNULL)
+  ends = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+  return ends[-1] if ends else f'exit code {done.returncode}'
+
+
 # ----- all parts
 
 
@@ -206,6 +216,9 @@ def main() -> None:
   wanted = options.parts.split(',') if options.parts else names(models)
   if unknown := set(wanted) - set(names(models)):
     work.refuse(f'--parts: {", ".join(sorted(unknown))} is none of {", ".join(names(models))}')
+  if not options.dry and (found := seen()) != 'gpu':
+    work.refuse(f'jax of {sys.executable} has no GPU here ({found}): start it with a python whose '
+                'jax has one ($PYTHON for gpu.sh), or say --dry for toy sizes on a CPU')
   started, told = time.monotonic(), {'impl': 'rlhf_jax', 'task': 'gpu', 'dry': options.dry}
   told |= {'machine': machine(), 'settings': models, 'parts': {}}
   options.out.parent.mkdir(parents=True, exist_ok=True)

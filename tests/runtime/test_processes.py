@@ -20,10 +20,11 @@ from rlhf_jax.runtime.metrics import timeless
 
 pytestmark = pytest.mark.long
 ROOT = pathlib.Path(__file__).parents[2]
-# The quickstart's models and its PPO-ptx, from parents that are made in seconds.
+# The quickstart's PPO-ptx with fewer layers, from parents that are made in seconds.
 SMALL = """
---gpt.data.0.size 2000 --gpt.steps 20 --sft.data.0.size 200 --sft.pretraining.0.size 2000
---sft.epochs 1 --rankings.prompts.0.size 60 --reward.epochs 1
+--gpt.model.layers 2 --gpt.data.0.size 2000 --gpt.steps 20
+--sft.data.0.size 200 --sft.pretraining.0.size 2000 --sft.epochs 1
+--rankings.prompts.0.size 60 --reward.epochs 1
 --ppo_ptx.prompts.0.size 400 --ppo_ptx.pretraining.0.size 2000 --ppo_ptx.updates 3
 --ppo_ptx.evaluation_prompts.0.size 16 --ppo_ptx.evaluation_size 16
 """.split()  # noqa: SIM905
