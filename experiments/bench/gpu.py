@@ -155,11 +155,14 @@ def machine() -> dict[str, Any]:
 
 def seen() -> str:
   """The kind of device that jax takes in a process of the parts': gpu, or what it has instead."""
-  done = subprocess.run([sys.executable, '-c', 'import jax; print(jax.default_backend())'],
-                        env=os.environ | GPU, capture_output=True, text=True,
-                        stdin=subprocess.DEVNULL)
-  ends = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
-  return ends[-1] if ends else f'exit code {done.returncode}'
+  command = [sys.executable, '-c', 'import jax; print(jax.default_backend())']
+  try:
+    done = subprocess.run(command, env=os.environ | GPU, capture_output=True, text=True,
+                          timeout=LIMITS['rates'], stdin=subprocess.DEVNULL)
+  except subprocess.TimeoutExpired as error:
+    return f'no answer after {error.timeout:.0f} s'
+  said = (done.stdout if done.returncode == 0 else done.stderr).strip().splitlines()
+  return said[-1] if said else f'exit code {done.returncode}'
 
 
 # ----- all parts
