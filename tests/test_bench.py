@@ -334,11 +334,12 @@ def test_only_what_a_machine_lacks_is_installed(tmp_path, monkeypatch):
     'flax', 'nobody_has_this']
 
 
-def test_no_gpu_measures_nothing_and_says_what_to_do(tmp_path):
+def test_no_gpu_measures_nothing_and_says_what_to_do(tmp_path, monkeypatch):
+  monkeypatch.setenv('CUDA_VISIBLE_DEVICES', '')  # one that is there is not seen
   done, error = run('gpu.py', '--out', tmp_path / 'gpu.json', check=False)
   last = error.strip().splitlines()[-1]
   assert done.returncode == 2 and not (tmp_path / 'gpu.json').exists()
-  assert 'no GPU here (cpu)' in last and '--dry' in last and '$PYTHON' in last
+  assert 'has no GPU here (' in last and '--dry' in last and '$PYTHON' in last
 
 
 @pytest.mark.long
