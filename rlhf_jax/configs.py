@@ -44,6 +44,7 @@ class Model:
   compute: str = 'float32'  # compute type, or 'bfloat16'; master weights stay float32
   remat: bool = False  # recompute each block in the backward pass
   scan: bool = False  # one compiled block for all layers: compile time is flat in depth
+  fused: bool = True  # attention of whole rows in one kernel where there is one: GPU, bfloat16
   logits_chunk: int = 0  # positions a chunk of log-probs: [B, T, V] is never whole; 0: one chunk
 
 
@@ -265,3 +266,29 @@ class OutOfReach(Exception):
   """Work that cannot go on for a reason outside the program, such as a loss that is not finite;
   exit code 1.
   """
+
+
+def check_model(config: Model) -> None:
+  """Raises BadInput for a shape that cannot be."""
+  if config.vocabulary < 1:
+    raise BadInput('model.vocabulary: expected a positive number of ids')
+  if not config.head_size and config.width % config.heads:
+    raise BadInput(
+      f'model.heads = {config.heads} does not divide model.width = {config.width}')
+  if config.heads % (config.kv_heads or config.heads):
+    raise BadInput(
+      f'model.kv_heads = {config.kv_heads} does not divide model.heads = {config.heads}')
+  turned = int((config.head_size or config.width // config.heads) * config.rotary)
+  if config.positions == 'rope' and (turned % 2 or not turned):
+    raise BadInput(f'rotary positions need an even number of a head, found {turned}')
+  if len(config.rope_scaling) not in (0, 1, 4):
+    raise BadInput(f'model.rope_scaling = {config.rope_scaling}: expected (factor,) or '
+                   '(factor, low, high, context)')
+  if config.window < 0 or config.window_every < 1:
+    raise BadInput('model.window: expected at least 0, model.window_every at least 1, '
+                   f'found {config.window} and {config.window_every}')
+  known = {'norm': ('layer', 'rms'), 'positions': ('rope', 'learned'),
+           'activation': ('gelu', 'gelu_exact', 'silu'), 'compute': ('float32', 'bfloat16')}
+  for name, allowed in known.items():
+    if getattr(config, name) not in allowed:
+      raise BadInput(f'model.{name} = {getattr(config, name)!r}: expected one of {allowed}')

@@ -1,36 +1,77 @@
-"""Softmax attention by heads, of long rows in pieces.
+"""Softmax attention by heads: of long rows in pieces, or in one kernel where the device has it.
 
 Enter: queries, keys, values, a mask. Leave: what the queries read. Letters as in transformer.py.
-Left out: fused kernels (the mask is explicit, so padding is free to be anywhere).
+Left out: kernels for TPUs, and with any mask but causality: decoding, a prefill, and a prompt that
+several completions share are done in XLA's own operations.
 """
 
+import functools
 import itertools
+import warnings
 
 import chex
 import jax
 import jax.numpy as jnp
 
+from rlhf_jax import configs
+from rlhf_jax.model.positions import head_size
 from rlhf_jax.model.sharding import constrain
 
 LONG, PIECES = 128, 4  # from so many queries on, in so many pieces
+KERNELS = {'gpu': 'cudnn'}  # backend -> jax.nn.dot_product_attention's implementation there
+
+
+def has_kernel(config: configs.Model, time: int) -> bool:
+  """Whether `causal` takes rows of so many tokens here; a trial of its kernel has the last word."""
+  kernel, size = KERNELS.get(jax.default_backend()), head_size(config)
+  return (config.fused and kernel is not None and config.compute == 'bfloat16' and time >= LONG
+          and not config.window and size % 8 == 0 and size <= 128 and _trial(kernel))
+
+
+def causal(query: chex.Array, key: chex.Array, value: chex.Array,
+           kernel: str | None = None) -> chex.Array:
+  """[B, T, N, H], what such queries read of keys and values [B, T, G, H] up to their own place."""
+  return jax.nn.dot_product_attention(query, key, value, is_causal=True,
+                                      implementation=kernel or KERNELS[jax.default_backend()])
+
+
+@functools.cache
+def _trial(kernel):
+  """Whether the kernel and XLA's own operations agree, gradients too; a warning says if not."""
+  def pulled(kernel):
+    given = jax.random.normal(jax.random.key(0), (4, 2, LONG, 2, 64), jnp.bfloat16)
+    out, pull = jax.vjp(functools.partial(causal, kernel=kernel), *given[:3])
+    return jnp.stack([out, *pull(given[3])]).astype(jnp.float32)
+
+  with jax.ensure_compile_time_eval():
+    try:
+      gap = float(jnp.max(jnp.abs(jax.jit(lambda: pulled(kernel) - pulled('xla'))())))
+    except Exception as error:  # whatever a device's library may raise
+      gap = error
+  if not (right := isinstance(gap, float) and gap < 0.25):  # of numbers up to 8
+    warnings.warn(f'attention without {kernel}, whose trial gave: {gap}', stacklevel=2)
+  return right
 
 
 def attend(query: chex.Array, key: chex.Array, value: chex.Array, mask: chex.Array,
            start: int | None) -> chex.Array:
-  """[B, G, N/G, T, H] of such queries over keys and values [B, G, S, H]; softmax in float32.
+  """[B, T, N, H], what such queries read of keys and values [B, G, S, H]; softmax in float32.
 
   Args:
     mask: bool [B, T, S], true where a query may look.
     start: queries are the slots from it on, and none sees a later one; None: not known. A quarter
       of long rows is done at a time with the keys up to its end: of S = T, 3/8 are never made.
   """
-  time = query.shape[3]
+  batch, time, heads, size = query.shape
+  query = query.reshape(batch, time, key.shape[1], -1, size).transpose(0, 2, 3, 1, 4)
   if start is None or time < LONG:
-    return _whole(query, key, value, mask)
-  ends = [time * piece // PIECES for piece in range(PIECES + 1)]
-  return jnp.concatenate([
-    _whole(query[:, :, :, a:b], key[:, :, :start + b], value[:, :, :start + b],
-           mask[:, a:b, :start + b]) for a, b in itertools.pairwise(ends)], axis=3)
+    out = _whole(query, key, value, mask)
+  else:
+    ends = [time * piece // PIECES for piece in range(PIECES + 1)]
+    out = jnp.concatenate([
+      _whole(query[:, :, :, a:b], key[:, :, :start + b], value[:, :, :start + b],
+             mask[:, a:b, :start + b]) for a, b in itertools.pairwise(ends)], axis=3)
+  return out.transpose(0, 3, 1, 2, 4).reshape(batch, time, heads, size)
 
 
 def _whole(query, key, value, mask):

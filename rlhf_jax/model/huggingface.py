@@ -68,7 +68,7 @@ def describe(folder: Path) -> Description:
   for family in families.FAMILIES:
     if architecture in (family.language, family.reward):
       model = family.read(families.Settings(file, config))
-      transformer.check(model)
+      configs.check_model(model)
       kind = 'policy' if architecture == family.language else 'reward'
       return Description(model, kind, family, float(config.get('score_bias', 0.0)))
   known = ', '.join(name for family in families.FAMILIES

@@ -1,7 +1,7 @@
-"""The device mesh and where every array lies on it.
+"""Where every array lies on a device mesh.
 
-Enter: a configs.Mesh and the logical axis names that transformer.py writes beside each shape.
-Leave: a Mesh, NamedShardings for states and batches, constraints inside jitted code.
+Enter: a mesh (runtime/meshes.py) and the logical axis names that transformer.py writes beside each
+shape. Leave: NamedShardings for states and batches, constraints inside jitted code.
 Left out: pipeline parallelism; several slices.
 """
 
@@ -11,10 +11,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
-
-from rlhf_jax import configs
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding, PartitionSpec
 
 # The one rule table: logical axis -> mesh axis. Everything not named stays whole.
 RULES: Mapping[str, str | tuple[str, ...]] = {
@@ -24,39 +22,6 @@ RULES: Mapping[str, str | tuple[str, ...]] = {
   'kv_heads': 'tensor',
   'mlp': 'tensor',
   'vocabulary': 'tensor'}
-
-
-def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding.Mesh:
-  """Mesh ('data', 'fsdp', 'tensor') over the first data·fsdp·tensor devices; data = -1 takes all
-  that are left.
-
-  Raises:
-    BadInput: if there are too few devices.
-  """
-  devices = list(jax.devices() if devices is None else devices)
-  inner = config.fsdp * config.tensor
-  data = len(devices) // inner if config.data == -1 else config.data
-  shape = (data, config.fsdp, config.tensor)
-  if min(shape) < 1 or math.prod(shape) > len(devices):
-    raise configs.BadInput(
-      f'mesh data={config.data} fsdp={config.fsdp} tensor={config.tensor} needs '
-      f'{max(1, data) * inner} devices, there are {len(devices)}')
-  # Splitting: an axis of 16 on a slice of 8x8x8 is no product of whole physical axes.
-  grid = mesh_utils.create_device_mesh(shape, devices[:math.prod(shape)],
-                                       allow_split_physical_axes=True)
-  return jax.sharding.Mesh(grid, ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
-
-
-def check_divides(mesh: jax.sharding.Mesh, sizes: Mapping[str, int]) -> None:
-  """BadInput, naming the axis, if mesh axes do not divide a size; keys 'NAME (logical axis)'."""
-  for name, size in sizes.items():
-    axis = name[name.index('(') + 1:-1]
-    rule = RULES[axis]
-    parts = math.prod(mesh.shape[a] for a in ((rule,) if isinstance(rule, str) else rule))
-    if size % parts:
-      raise configs.BadInput(
-        f'{name} = {size} is not divided by mesh axis {rule} of {parts} devices: '
-        f'take a multiple of {parts}')
 
 
 def spec(axes: tuple[str | None, ...], without: tuple[str, ...] = ()) -> PartitionSpec:
@@ -147,31 +112,14 @@ def state_shardings(mesh: jax.sharding.Mesh, shapes: Any, axes: Any) -> Any:
 def batch_shardings(mesh: jax.sharding.Mesh, batch: Any) -> Any:
   """The first axis of every array over data x fsdp."""
   return jax.tree.map(
-    lambda x: NamedSharding(mesh,
-                            PartitionSpec(('data', 'fsdp'))
-                            if len(x.shape) else PartitionSpec()), batch)
-
-
-def whole(mesh: jax.sharding.Mesh) -> NamedSharding:
-  """All of an array on every device."""
-  return NamedSharding(mesh, PartitionSpec())
-
-
-def place(tree: Any, shardings: Any) -> Any:
-  """Arrays that every process has in full, on the mesh: each process places its slices."""
-  return jax.tree.map(
-    lambda x, at: jax.make_array_from_callback(x.shape, at, lambda index: x[index]), tree,
-    shardings)
+    lambda x: NamedSharding(mesh, PartitionSpec(*[RULES['batch']] * bool(x.shape))), batch)
 
 
 def to_host(tree: Any) -> Any:
   """numpy arrays, whole on every process."""
-  def one(x):
-    if getattr(x, 'is_fully_addressable', True) or x.is_fully_replicated:
-      return np.asarray(x)
-    return multihost_utils.process_allgather(x, tiled=True)
-
-  return jax.tree.map(one, tree)
+  here = lambda x: getattr(x, 'is_fully_addressable', True) or x.is_fully_replicated
+  return jax.tree.map(lambda x: np.asarray(x) if here(x) else multihost_utils.process_allgather(
+    x, tiled=True), tree)
 
 
 def divided(rows: int) -> int:

@@ -4,8 +4,7 @@ Enter: a configs.Model, a tree of parameters, tokens. Leave: final hidden states
 values of every layer.
 Letters: B batch, T query time, S key time, D width, N heads, G key/value heads, H head size, F mlp,
 V vocabulary rows.
-Left out: mixture of experts, encoder-decoder, fused attention kernels (the mask is explicit, so
-padding is free to be anywhere).
+Left out: mixture of experts, encoder-decoder.
 
 Layers are stacked [L, ...] whether they are scanned or unrolled, so checkpoints do not depend on
 that choice.
@@ -23,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from rlhf_jax import configs
-from rlhf_jax.model.attention import attend
+from rlhf_jax.model.attention import attend, causal, has_kernel
 from rlhf_jax.model.norms import normalize
 from rlhf_jax.model.positions import head_size, rotary_size, rotate, turns
 from rlhf_jax.model.sharding import constrain
@@ -43,38 +42,12 @@ def table_rows(config: configs.Model) -> int:
 
 
 def sizes(config: configs.Model) -> dict[str, int]:
-  """The sizes that a mesh must divide, as sharding.check_divides takes them."""
+  """The sizes that a mesh must divide, as meshes.check_divides takes them."""
   return {
     'model.width (width)': config.width, 'model.heads (heads)': config.heads,
     'model.kv_heads (kv_heads)': kv_heads(config),
     'model.mlp (mlp)': config.mlp or 4 * config.width,
     'rows of the table (vocabulary)': table_rows(config)}
-
-
-def check(config: configs.Model) -> None:
-  """Raises BadInput for a shape that cannot be."""
-  if config.vocabulary < 1:
-    raise configs.BadInput('model.vocabulary: expected a positive number of ids')
-  if not config.head_size and config.width % config.heads:
-    raise configs.BadInput(
-      f'model.heads = {config.heads} does not divide model.width = {config.width}')
-  if config.heads % kv_heads(config):
-    raise configs.BadInput(
-      f'model.kv_heads = {config.kv_heads} does not divide model.heads = {config.heads}')
-  if config.positions == 'rope' and (rotary_size(config) % 2 or not rotary_size(config)):
-    raise configs.BadInput(
-      f'rotary positions need an even number of a head, found {rotary_size(config)}')
-  if len(config.rope_scaling) not in (0, 1, 4):
-    raise configs.BadInput(f'model.rope_scaling = {config.rope_scaling}: expected (factor,) or '
-                           '(factor, low, high, context)')
-  if config.window < 0 or config.window_every < 1:
-    raise configs.BadInput('model.window: expected at least 0, model.window_every at least 1, '
-                           f'found {config.window} and {config.window_every}')
-  known = {'norm': ('layer', 'rms'), 'positions': ('rope', 'learned'),
-           'activation': ('gelu', 'gelu_exact', 'silu'), 'compute': ('float32', 'bfloat16')}
-  for name, allowed in known.items():
-    if getattr(config, name) not in allowed:
-      raise configs.BadInput(f'model.{name} = {getattr(config, name)!r}: expected one of {allowed}')
 
 
 # ----- modules
@@ -152,7 +125,8 @@ class Attention(nn.Module):
   with index None over keys that several rows have before their own.
 
   Keys and values are [B, G, S, H], in the cache too: no step of decoding has to transpose them.
-  `take` says for which positions of x an output is wanted; keys are made of all.
+  `take` says for which positions of x an output is wanted; keys are made of all. Without a mask a
+  fused kernel sees to causality, for all positions.
   """
 
   config: configs.Model
@@ -162,7 +136,8 @@ class Attention(nn.Module):
     config = self.config
     size, groups, std = head_size(config), kv_heads(config), config.init_std
     project = functools.partial(Project, inputs=1, std=std, bias=config.bias or config.qkv_bias)
-    asked = take(x)
+    ask = every if mask is None else take
+    asked = ask(x)
     query = project((config.width, config.heads, size), ('width', 'heads', None),
                     name='query')(asked)
     key = project((config.width, groups, size), ('width', 'kv_heads', None), name='key')(x)
@@ -171,27 +146,29 @@ class Attention(nn.Module):
       query = Norm(config, name='query_norm')(query)
       key = Norm(config, name='key_norm')(key)
     if config.positions == 'rope':
-      query, key = rotate(query, *map(take, turn)), rotate(key, *turn)
-    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, G, S, H]
-    if cache is not None and index is None:  # what stands before several rows
-      before = lambda c: jnp.repeat(c, x.shape[0] // c.shape[0], axis=0)
-      key, value = (jnp.concatenate([before(old), new], axis=2)
-                    for old, new in zip(cache, (key, value), strict=True))
-    elif cache is not None:
-      put = functools.partial(jax.lax.dynamic_update_slice_in_dim, start_index=index, axis=2)
-      key = put(cache[0], key.astype(cache[0].dtype))
-      value = put(cache[1], value.astype(cache[1].dtype))
-    batch, time = asked.shape[:2]
-    query = query.reshape(batch, time, groups, -1, size).transpose(0, 2, 3, 1, 4)
-    # Scanned layers stay whole: what pieces are worth on the chips those are for is not known.
-    known = take is every and (cache is None or index is None) and not config.scan
-    start = key.shape[2] - time if known else None
-    out = attend(query, key, value, take(mask), start)
-    out = out.transpose(0, 3, 1, 2, 4).reshape(batch, time, config.heads, size)
+      query, key = rotate(query, *map(ask, turn)), rotate(key, *turn)
+    if mask is None:
+      out, made = take(causal(query, key, value)), None
+    else:
+      key, value = made = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, G, S, H]
+      if cache is not None and index is None:  # what stands before several rows
+        before = lambda c: jnp.repeat(c, x.shape[0] // c.shape[0], axis=0)
+        key, value = (jnp.concatenate([before(old), new], axis=2)
+                      for old, new in zip(cache, made, strict=True))
+      elif cache is not None:
+        layer, slot = index if isinstance(index, tuple) else ((), index)
+        put = lambda c, new: jax.lax.dynamic_update_slice(
+          c, new.astype(c.dtype).reshape(*[1] * len(layer), *new.shape), (*layer, 0, 0, slot, 0))
+        made = put(cache[0], key), put(cache[1], value)
+        key, value = made if not layer else [
+          jax.lax.dynamic_index_in_dim(c, *layer, keepdims=False) for c in made]
+      # Scanned layers stay whole: what pieces are worth on the chips those are for is not known.
+      known = take is every and (cache is None or index is None) and not config.scan
+      out = attend(query, key, value, take(mask), key.shape[2] - x.shape[1] if known else None)
     out = constrain(out, 'batch', None, 'heads', None)
     out = Project((config.heads, size, config.width), ('heads', None, 'width'), 2,
                   std / (2 * config.layers)**0.5, config.bias, name='out')(out)
-    return out, (key, value)
+    return out, made
 
 
 class Mlp(nn.Module):
@@ -271,7 +248,7 @@ def _parts(config: configs.Model, scalar: bool, key: chex.PRNGKey) -> Params:
 
 def init(config: configs.Model, key: chex.PRNGKey, scalar: bool = False) -> Params:
   """Random float32 parameters; with `scalar` a head of one number, not the unembedding."""
-  check(config)
+  configs.check_model(config)
   return nn.meta.unbox(_parts(config, scalar, key))
 
 
@@ -327,7 +304,8 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
   Args:
     params: stacked layers, or a list of them (`unstacked`).
     tokens, positions: int [B, T].
-    mask: bool [B, T, S], true where a query may look.
+    mask: bool [B, T, S], true where a query may look; None: at what stands before it, in a fused
+      kernel, of rows without padding on their left; then no cache.
     cache: per layer (key, value) of [B, G, S, H] to write into at `index`; with index None, of
       [B / K, G, S − T, H], what each K rows have before them; or None: the queries' own keys.
     keep_cache: return the keys and values when `cache` is None (prefill).
@@ -354,7 +332,7 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
   layer_keys = jax.random.split(dropout_key, config.layers) if dropout else None
   keep = keep_cache or (cache is not None and index is not None)
 
-  def block(x, layer, take=every):
+  def block(x, layer, take=every, index=index):
     weights, layer_cache, key, narrow = layer
     look = mask if narrow is None else mask & (band | ~narrow)
     x, made = Block(config).apply({'params': weights}, x, turn, look, layer_cache, index, dropout,
@@ -362,7 +340,16 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
     return x, made if keep else None
 
   saving = jax.checkpoint if config.remat else lambda function: function
-  if config.scan:
+  if config.scan and cache is not None and index is not None:
+    # In place: as outputs of a scan the caches of all layers would be copied, at every token.
+    def one(carry, layer):
+      number, weights, narrow = layer
+      return block(carry[0], (weights, carry[1], None, narrow), index=((number,), index)), None
+
+    (x, made), _ = jax.lax.scan(one, (x, cache), (jnp.arange(config.layers), params['blocks'],
+                                                  banded))
+    x = take(x)
+  elif config.scan:
     x, made = jax.lax.scan(saving(block), x, (params['blocks'], cache, layer_keys, banded))
     x = take(x)
   else:
@@ -380,16 +367,23 @@ def hidden(config: configs.Model, params: Params, tokens: chex.Array, valid: che
            take: Callable[[chex.Array], chex.Array] = every) -> chex.Array:
   """Final hidden states [B, T', D] of whole sequences; padding (valid false) may be on either side.
 
-  Positions count valid tokens, so left padding changes nothing. `take` as `run_blocks` has it.
+  Positions count valid tokens, so left padding changes nothing; a row's valid tokens stand side by
+  side. `take` as `run_blocks` has it.
   """
   chex.assert_equal_shape([tokens, valid])
-  positions = jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
-  causal = jnp.tril(jnp.ones((tokens.shape[1],) * 2, bool))
-  return run_blocks(config, params, tokens, positions, causal & valid[:, None, :],
-                    dropout_key=dropout_key, take=take)[0]
+  length, positions = tokens.shape[1], jnp.maximum(jnp.cumsum(valid, axis=1) - 1, 0)
+  run = functools.partial(run_blocks, config, params, dropout_key=dropout_key)
+  if not has_kernel(config, length):
+    look = jnp.tril(jnp.ones((length, length), bool)) & valid[:, None, :]
+    return run(tokens, positions, look, take=take)[0]
+  # The kernel knows no padding: rows are turned until they begin with a valid token, and back.
+  places, first = jnp.arange(length), jnp.argmax(valid, axis=1)[:, None]
+  turned = lambda x, by: jnp.take_along_axis(
+    x, ((places + by) % length).reshape(*x.shape[:2], *[1] * (x.ndim - 2)), axis=1)
+  return run(turned(tokens, first), turned(positions, first), None,
+             take=lambda x: take(turned(x, -first)))[0]
 
 
 def scalars(params: Params, hidden_states: chex.Array) -> chex.Array:
   """The scalar head at every position: float32 [..., T]."""
-  head = params['head']
-  return hidden_states.astype(jnp.float32) @ head['kernel'] + head['bias']
+  return hidden_states.astype(jnp.float32) @ params['head']['kernel'] + params['head']['bias']

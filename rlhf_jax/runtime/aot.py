@@ -21,7 +21,7 @@ from jax.experimental import topologies
 
 from rlhf_jax import configs
 from rlhf_jax.model import experience, generate, sharding
-from rlhf_jax.runtime import abstract, chips, collectives, executables, layout
+from rlhf_jax.runtime import abstract, chips, collectives, executables, layout, meshes
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime import overrides as changes
 from rlhf_jax.runtime.flops import Incomplete, phase
@@ -61,7 +61,7 @@ def compiled(file: str, given: dict, overrides: list, run: str, topology: str, m
   devices = _devices(where)  # before anything else asks for a device
   experiment = changes.apply(experiments.load(Path(file), given), [(a, b) for a, b in overrides])
   made = abstract.make(experiment, run, None if data is None else Path(data))
-  grid = sharding.make_mesh(configs.Mesh(*mesh), devices)
+  grid = meshes.make_mesh(configs.Mesh(*mesh), devices)
   otherwise = otherwise_of(made.config)
   with jax.set_mesh(grid), tempfile.TemporaryDirectory() as folder:
     lowered = program(made, grid, part)

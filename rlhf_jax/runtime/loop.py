@@ -27,7 +27,7 @@ from rlhf_jax.data import builders, processes, records
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import judged
 from rlhf_jax.model import sharding, transformer
-from rlhf_jax.runtime import checkpoint, executables, models, pages, results, workdir
+from rlhf_jax.runtime import checkpoint, executables, meshes, models, pages, results, workdir
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.metrics import Metrics, Progress, last_row, timeless
 from rlhf_jax.runtime.processes import SAVE, Stopping, Wishes, check_mesh
@@ -134,7 +134,7 @@ def check_inputs(runs: Iterable[configs.Run], place: Place) -> None:
 def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
          options: Options = Options()) -> dict[str, Any]:
   """Does one run whose parents are finished. Returns {'steps', 'summary'}."""
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = meshes.make_mesh(config.mesh)
   check_mesh(mesh)
   if type(config) in STAGES:
     return train(name, config, _parents(config, mesh, place), place, watch, options)
@@ -173,14 +173,14 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
   pages.use(not isinstance(config, configs.PPO))
 
   # ---- the stage, and where its arrays lie; the parents' parameters end with the state's start
-  mesh = sharding.make_mesh(config.mesh)
+  mesh = meshes.make_mesh(config.mesh)
   given = {role: parent.params for role, parent in parents.items() if parent.params is not None}
   parents = {role: dataclasses.replace(parent, params=jax.eval_shape(lambda x: x, parent.params))
              for role, parent in parents.items()}
   stage = adapted(importlib.import_module(STAGES[type(config)]).make(
     config, parents, place, judged.judge_rows))
   rows = {x.shape[0] for x in jax.tree.leaves(stage.batch_shapes)}
-  sharding.check_divides(
+  meshes.check_divides(
     mesh, transformer.sizes(stage.model) | {f'rows a step: {n} (batch)': n for n in rows}
     | dict(stage.sizes))
   key = jax.random.key(config.seed)
@@ -239,10 +239,10 @@ class _Run:
       self.progress = self.options.progress(self.name, first, last, stage.headline)
     wishes = Wishes(mesh)
     batch_shardings = sharding.batch_shardings(mesh, stage.batch_shapes)
-    with Prefetched(lambda t: sharding.place(stage.batches(t), batch_shardings), first,
+    with Prefetched(lambda t: meshes.place(stage.batches(t), batch_shardings), first,
                     last) as batches:
       update = self._compiled(state, frozen, _placed(stage.batch_shapes, batch_shardings), key,
-                              (state_shardings, sharding.whole(mesh)))
+                              (state_shardings, meshes.whole(mesh)))
       processes.barrier()  # one may have compiled longer
       saved = self.told = time.monotonic()
       if self.progress:

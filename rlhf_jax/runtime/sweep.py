@@ -31,8 +31,7 @@ from rlhf_jax.configs import BadInput
 from rlhf_jax.data import builders, records, store
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import along, start, study
-from rlhf_jax.model import sharding
-from rlhf_jax.runtime import checkpoint, executables, grid, loop, models, tables, workdir
+from rlhf_jax.runtime import checkpoint, executables, grid, loop, meshes, models, tables, workdir
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.board import Board
 from rlhf_jax.runtime.grid import Point
@@ -206,7 +205,7 @@ class _Sweep:
   def parents(self, config: configs.PPO) -> dict[str, Parent]:
     """Role -> model."""
     named = experiments.references(config) | experiments.folders(config)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = meshes.make_mesh(config.mesh)
     return {role: self.parent(name, mesh) for role, name in named.items()}
 
   def fixed(self, point: Point) -> tuple[along.Fixed, start.Samples]:
@@ -221,7 +220,7 @@ class _Sweep:
                                          limits)
       judge = records.load_judge(config.judge) if config.judge else None
       if judge is None and sweep.stand_in:
-        second = self.parent(sweep.stand_in, sharding.make_mesh(config.mesh))
+        second = self.parent(sweep.stand_in, meshes.make_mesh(config.mesh))
         judge = along.stand_in(second, policy.tokenizer, sizes)
       rows = builders.build(sweep.text, policy.tokenizer, self.place,
                             limits).train if sweep.text else ()
@@ -283,7 +282,7 @@ class _Sweep:
     key = self.start_of(point)
     if self.started(point) is None and key not in self._broken:
       try:
-        with jax.set_mesh(sharding.make_mesh(point.config.mesh)), _waiting(self.place.workdir):
+        with jax.set_mesh(meshes.make_mesh(point.config.mesh)), _waiting(self.place.workdir):
           self._start(point)
       except Exception as error:
         reason, trace = _why(error)
@@ -296,7 +295,7 @@ class _Sweep:
 
   def _train(self, point: Point, watch: workdir.Stopwatch, board: Board) -> dict[str, Any]:
     config, parents = point.config, self.parents(point.config)
-    mesh = sharding.make_mesh(config.mesh)
+    mesh = meshes.make_mesh(config.mesh)
     with jax.set_mesh(mesh), _waiting(self.place.workdir):
       self._start(point)
       # Checks the numbers that `neutral` hides, and builds the data while no other point can.

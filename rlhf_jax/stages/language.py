@@ -102,7 +102,7 @@ def _model(config, parents, tokenizer):
   model = config.model
   if not model.vocabulary:
     model = dataclasses.replace(model, vocabulary=tokenizer.vocabulary)
-  transformer.check(model)
+  configs.check_model(model)
   return model
 
 

@@ -172,7 +172,7 @@ def keep_best(state: State, value: chex.Array, larger: bool) -> State:
 
 
 def sizes(rows: Mapping[str, int], **models: configs.Model) -> dict[str, int]:
-  """What a mesh must divide, as sharding.check_divides takes it: rows that lie side by side by the
+  """What a mesh must divide, as meshes.check_divides takes it: rows that lie side by side by the
   name of their field, and models besides the one that is trained.
   """
   return {f'{name} (batch)': count for name, count in rows.items()} | {

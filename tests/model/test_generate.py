@@ -63,7 +63,7 @@ def loop(config, params, prompts, valid, key, *, length, temperature, eos, pad):
   return tokens, valid, logprobs
 
 
-@pytest.mark.parametrize(('name', 'scan'), [('gpt', False), ('llama', True)])
+@pytest.mark.parametrize(('name', 'scan'), [('gpt', False), ('llama', True), ('gpt3', True)])
 def test_equals_the_loop(cases, ending, prompts, name, scan):
   config = dataclasses.replace(cases[name].config, scan=scan)
   found = sample(config, ending[name], *prompts, jax.random.key(3), **options())
@@ -75,6 +75,30 @@ def test_equals_the_loop(cases, ending, prompts, name, scan):
   np.testing.assert_array_equal(found.valid, valid)
   np.testing.assert_array_equal(found.mask, valid[:, PROMPT:])
   np.testing.assert_allclose(found.logprobs, logprobs, atol=1e-4)
+
+
+def test_scanned_layers_decode_in_place(cases, prompts):
+  """A scan that gives caches out anew copies all of them at every token."""
+  case = cases['llama']
+  config = dataclasses.replace(case.config, scan=True)
+  run = functools.partial(generate.generate, config, key=jax.random.key(0), **options())
+  scans = []
+
+  def walk(jaxpr, inside):
+    for equation in jaxpr.eqns:
+      here = inside or equation.primitive.name == 'while'
+      if inside and equation.primitive.name == 'scan':
+        scans.append(equation)
+      for value in equation.params.values():
+        if hasattr(value, 'jaxpr'):
+          walk(value.jaxpr, here)
+
+  walk(jax.jit(run).trace(case.params, *prompts).jaxpr.jaxpr, False)
+  layers, = scans
+  cache = (config.layers, len(prompts[0]), config.kv_heads, PROMPT + LENGTH, config.head_size)
+  carried = layers.outvars[:layers.params['num_carry']]
+  assert sum(var.aval.shape == cache for var in carried) == 2
+  assert len(layers.outvars) == len(carried)
 
 
 @pytest.mark.parametrize('name', ['gpt', 'llama'])

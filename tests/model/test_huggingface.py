@@ -22,6 +22,7 @@ import safetensors.numpy
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
 from rlhf_jax.model import experience, families, generate, huggingface, sharding, transformer
+from rlhf_jax.runtime import meshes
 
 HERE = pathlib.Path(__file__).parent / 'huggingface'
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -129,9 +130,10 @@ def test_parameters_lie_as_the_mesh_says():
 import jax, pathlib, sys
 from rlhf_jax import configs
 from rlhf_jax.model import huggingface, sharding, transformer
+from rlhf_jax.runtime import meshes
 folder = pathlib.Path(sys.argv[1])
 described = huggingface.describe(folder)
-mesh = sharding.make_mesh(configs.Mesh(data=2, fsdp=2, tensor=2))
+mesh = meshes.make_mesh(configs.Mesh(data=2, fsdp=2, tensor=2))
 params = huggingface.load(folder, described, mesh)
 names = transformer.axes(described.model)
 placed = lambda p, axes: jax.sharding.NamedSharding(mesh, sharding.spec(axes))
@@ -321,7 +323,7 @@ def test_mesh_rules_are_those_of_training():
   described = huggingface.describe(HERE / 'llama-policy')
   axes = {'policy': transformer.axes(described.model)}
   shapes = jax.eval_shape(lambda: transformer.init(described.model, jax.random.key(0)))
-  mesh = sharding.make_mesh(configs.Mesh())
+  mesh = meshes.make_mesh(configs.Mesh())
   wanted = sharding.state_shardings(mesh, shapes, axes)
   found = huggingface.load(HERE / 'llama-policy', described, mesh)
   assert jax.tree.all(jax.tree.map(lambda a, s: a.sharding == s, found, wanted))

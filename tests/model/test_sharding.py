@@ -7,13 +7,14 @@ from jax.sharding import PartitionSpec
 
 from rlhf_jax import configs
 from rlhf_jax.model import sharding, transformer
+from rlhf_jax.runtime import meshes
 
 
 def test_meshes():
-  mesh = sharding.make_mesh(configs.Mesh(data=2, fsdp=2, tensor=2))
+  mesh = meshes.make_mesh(configs.Mesh(data=2, fsdp=2, tensor=2))
   assert dict(mesh.shape) == {'data': 2, 'fsdp': 2, 'tensor': 2}
-  assert dict(sharding.make_mesh(configs.Mesh()).shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
-  rest = sharding.make_mesh(configs.Mesh(data=-1, tensor=2), jax.devices()[:6])
+  assert dict(meshes.make_mesh(configs.Mesh()).shape) == {'data': 1, 'fsdp': 1, 'tensor': 1}
+  rest = meshes.make_mesh(configs.Mesh(data=-1, tensor=2), jax.devices()[:6])
   assert dict(rest.shape) == {'data': 3, 'fsdp': 1, 'tensor': 2}
 
 
@@ -21,15 +22,15 @@ def test_meshes():
                                   {'data': -1, 'tensor': 16}])
 def test_too_few_devices(mesh):
   with pytest.raises(configs.BadInput, match=r'needs \d+ devices, there are 8'):
-    sharding.make_mesh(configs.Mesh(**mesh), jax.devices()[:8])
+    meshes.make_mesh(configs.Mesh(**mesh), jax.devices()[:8])
 
 
 def test_sizes_that_do_not_divide():
-  mesh = sharding.make_mesh(configs.Mesh(data=2, fsdp=2, tensor=2))
-  sharding.check_divides(mesh, {'episodes (batch)': 8, 'model.heads (heads)': 6})
+  mesh = meshes.make_mesh(configs.Mesh(data=2, fsdp=2, tensor=2))
+  meshes.check_divides(mesh, {'episodes (batch)': 8, 'model.heads (heads)': 6})
   for name, size in (('episodes (batch)', 6), ('model.width (width)', 7), ('model.mlp (mlp)', 9)):
     with pytest.raises(configs.BadInput) as error:
-      sharding.check_divides(mesh, {name: size})
+      meshes.check_divides(mesh, {name: size})
     assert name in str(error.value)
     assert str(size) in str(error.value)
 
@@ -44,7 +45,7 @@ def test_rules():
 def test_parameters_and_moments_lie_alike(cases):
   """A parameter's moments, at whatever depth they stand, are split as it is; scalars are whole."""
   case = cases['llama']
-  mesh = sharding.make_mesh(configs.Mesh(data=1, fsdp=4, tensor=2))
+  mesh = meshes.make_mesh(configs.Mesh(data=1, fsdp=4, tensor=2))
   tree = {'model': {'params': case.params, 'opt_state': ({'mu': case.params}, np.int32(0))},
           'step': np.int32(0)}
   found = sharding.state_shardings(mesh, tree, {'policy': transformer.axes(case.config)})
@@ -59,7 +60,7 @@ def test_parameters_and_moments_lie_alike(cases):
 
 
 def test_batches_are_split_over_data_and_fsdp():
-  mesh = sharding.make_mesh(configs.Mesh(data=2, fsdp=4, tensor=1))
+  mesh = meshes.make_mesh(configs.Mesh(data=2, fsdp=4, tensor=1))
   rows = np.arange(48).reshape(16, 3)
   placed = jax.device_put(rows, sharding.batch_shardings(mesh, rows))
   assert {s.data.shape for s in placed.addressable_shards} == {(2, 3)}
@@ -68,7 +69,7 @@ def test_batches_are_split_over_data_and_fsdp():
 
 def test_weights_leave_fsdp_once_for_decoding(cases):
   case = cases['llama']
-  mesh = sharding.make_mesh(configs.Mesh(data=1, fsdp=4, tensor=2))
+  mesh = meshes.make_mesh(configs.Mesh(data=1, fsdp=4, tensor=2))
   names = transformer.axes(case.config)
   with jax.set_mesh(mesh):
     where = sharding.state_shardings(mesh, case.params, {'policy': names})

@@ -367,4 +367,4 @@ def test_axes_name_every_dimension(case):
 ])
 def test_impossible_shapes_are_refused(cases, change, word):
   with pytest.raises(configs.BadInput, match=word):
-    transformer.check(dataclasses.replace(cases['llama'].config, **change))
+    configs.check_model(dataclasses.replace(cases['llama'].config, **change))

@@ -14,8 +14,8 @@ import pytest
 
 from rlhf_jax import configs
 from rlhf_jax.__main__ import main
-from rlhf_jax.model import sharding, transformer
-from rlhf_jax.runtime import abstract, advice, chips, layout, preflight, search
+from rlhf_jax.model import transformer
+from rlhf_jax.runtime import abstract, advice, chips, layout, meshes, preflight, search
 from rlhf_jax.runtime import experiment as experiments
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -233,7 +233,7 @@ def test_the_mesh_is_the_smallest_tensor_that_fits(made):
 
 def test_mesh_axes_that_are_no_product_of_physical_ones():
   """16 on a slice of 8x8x8, as devices of the CPU cannot show: the call must allow splitting."""
-  mesh = sharding.make_mesh(configs.Mesh(1, 2, 4))
+  mesh = meshes.make_mesh(configs.Mesh(1, 2, 4))
   assert dict(mesh.shape) == {'data': 1, 'fsdp': 2, 'tensor': 4}
 
 

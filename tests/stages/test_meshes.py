@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf_jax import configs
-from rlhf_jax.model import attention, sharding
+from rlhf_jax.model import attention, sharding, transformer
+from rlhf_jax.runtime import meshes
 
 SHAPES = [(2, 2, 2), (8, 1, 1), (1, 8, 1), (1, 1, 8), (4, 2, 1)]  # data, fsdp, tensor
 CASES = [
@@ -37,7 +38,7 @@ def stages(tiny):
 
 def sharded_update(bench, shape):
   """(mesh, start, state and metrics after one update), placed and pinned as the loop does."""
-  mesh = sharding.make_mesh(configs.Mesh(*shape))
+  mesh = meshes.make_mesh(configs.Mesh(*shape))
   where = lambda tree: sharding.state_shardings(mesh, tree, bench.stage.axes)
   with jax.set_mesh(mesh):
     state = jax.device_put(bench.state, where(bench.state))
@@ -92,13 +93,27 @@ def test_attention_in_pieces_rematerialised_on_eight_devices(bench, tiny, model,
   assert tiny.far(state.model.params, one.model.params) <= 1e-5
 
 
+@pytest.mark.parametrize('name', ['language', 'ppo'])
+def test_attention_in_one_kernel_on_eight_devices(bench, tiny, model, stages, monkeypatch, name):
+  """XLA's operations in the kernel's place; rows are turned to begin with a valid token."""
+  one, told = bench(stages[name], model).step()
+  monkeypatch.setattr(attention, 'KERNELS', {'cpu': 'xla'})
+  monkeypatch.setattr(transformer, 'has_kernel', lambda config, time: True)
+  made = bench(stages[name], dataclasses.replace(model, context=model.context + 1))
+  _, _, state, metrics = sharded_update(made, (2, 2, 2))
+  for part in ('policy', 'value') if name == 'ppo' else ('model',):
+    assert tiny.far(getattr(state, part).params, getattr(one, part).params) <= 1e-5
+  for key in set(told) - {'samples', 'logprob_gap'}:
+    np.testing.assert_allclose(metrics[key], told[key], rtol=1e-3, atol=1e-4, err_msg=key)
+
+
 def test_prompts_that_a_mesh_does_not_divide_are_read_for_every_completion(bench, tiny, model):
   """Pieces of four prompts with four completions: the 16 rows divide by eight, the prompts do not.
   """
   made = bench(dataclasses.replace(tiny.REWARD, batch=8, k_max=4, microbatch=4), model)
   one, told = made.step()
   mesh, _, state, metrics = sharded_update(made, (4, 2, 1))
-  sharding.check_divides(mesh, made.stage.sizes)
+  meshes.check_divides(mesh, made.stage.sizes)
   assert tiny.far(state.model.params, one.model.params) <= 1e-5
   np.testing.assert_allclose(metrics['loss'], told['loss'], rtol=1e-4)
 
@@ -113,14 +128,14 @@ def test_plain_arrays_stay_on_one_device(bench, tiny):
   ('language', {'microbatch': 4}, 'microbatch'), ('ppo', {'minibatch': 4}, 'minibatch'),
   ('ppo', {'microbatch': 2}, 'microbatch'), ('ppo', {'rollout_chunks': 4}, 'rollout_chunks')])
 def test_rows_that_a_mesh_does_not_divide_are_named(bench, stages, model, name, change, word):
-  mesh = sharding.make_mesh(configs.Mesh(2, 4, 1))
-  sharding.check_divides(mesh, bench(stages[name], model).stage.sizes)
+  mesh = meshes.make_mesh(configs.Mesh(2, 4, 1))
+  meshes.check_divides(mesh, bench(stages[name], model).stage.sizes)
   made = bench(dataclasses.replace(stages[name], **change), model).stage
   with pytest.raises(configs.BadInput, match=f'{word}.*not divided.*a multiple of 8'):
-    sharding.check_divides(mesh, made.sizes)
+    meshes.check_divides(mesh, made.sizes)
 
 
 def test_a_value_model_that_a_mesh_does_not_divide_is_named(bench, stages, tiny):
   made = bench(stages['ppo'], tiny.MODEL).stage  # two kv_heads
   with pytest.raises(configs.BadInput, match='value model'):
-    sharding.check_divides(sharding.make_mesh(configs.Mesh(1, 1, 8)), made.sizes)
+    meshes.check_divides(meshes.make_mesh(configs.Mesh(1, 1, 8)), made.sizes)

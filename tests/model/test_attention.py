@@ -1,0 +1,162 @@
+"""Attention in one kernel: the rows it is given, what it is asked for, and when it is not taken.
+
+XLA's own operations stand in for a device's kernel, which has the same interface.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rlhf_jax import configs
+from rlhf_jax.model import attention, experience, transformer
+from rlhf_jax.runtime import meshes
+
+LENGTH = 5
+TAKES = {  # what the product asks of whole rows
+  'every': lambda valid: transformer.every,
+  'before the response': lambda valid: experience._before(LENGTH),
+  'last': experience._last}
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+  """A kernel on this device, for every type and length; no window."""
+  monkeypatch.setattr(attention, 'KERNELS', {'cpu': 'xla'})
+  monkeypatch.setattr(transformer, 'has_kernel',
+                      lambda config, time: config.fused and not config.window)
+
+
+@pytest.fixture(params=['gpt', 'llama'])
+def dense(request, cases):
+  return cases[request.param]
+
+
+def states_and_gradient(config, params, rows, take):
+  """Final states where a token is valid, and a gradient through all of those."""
+  picked = take(rows[1])
+  real = picked(rows[1])
+
+  def loss(params):
+    states = transformer.hidden(config, params, *rows, take=picked)
+    weights = jnp.where(real, jnp.linspace(-1, 1, real.size).reshape(real.shape), 0)
+    return jnp.sum(weights[..., None] * states**2), states
+
+  gradient, states = jax.jit(jax.grad(loss, has_aux=True))(params)
+  return np.asarray(states, np.float32)[np.asarray(real)], gradient
+
+
+def check_near(found, wanted, tolerance):
+  np.testing.assert_allclose(found[0], wanted[0], rtol=tolerance, atol=tolerance)
+  largest = max(float(jnp.linalg.norm(x)) for x in jax.tree.leaves(wanted[1]))
+  for one, other in zip(*map(jax.tree.leaves, (found[1], wanted[1])), strict=True):
+    # A key's bias moves no softmax: its gradient is rounding of what the others have.
+    size = max(float(jnp.linalg.norm(other)), 1e-2 * largest)
+    assert float(jnp.linalg.norm(one - other)) <= tolerance * size
+
+
+@pytest.mark.parametrize('form', [{}, {'scan': True}, {'remat': True}, {'parallel': True}],
+                         ids=['unrolled', 'scan', 'remat', 'parallel'])
+@pytest.mark.parametrize('take', TAKES.values(), ids=TAKES)
+def test_rows_padded_on_both_sides_give_the_same(dense, rows, take, form, kernel):
+  config = dataclasses.replace(dense.config, **form)
+  plain = dataclasses.replace(config, fused=False)
+  check_near(states_and_gradient(config, dense.params, rows, take),
+             states_and_gradient(plain, dense.params, rows, take), 1e-5)
+
+
+def test_the_kernel_sees_rows_without_padding_on_their_left(dense, rows, kernel, monkeypatch):
+  """A token that is no prompt's never comes before one: causality alone keeps it out."""
+  asked = []
+
+  def watched(query, key, value):
+    asked.append(query.shape)
+    return jnp.zeros_like(query)
+
+  monkeypatch.setattr(transformer, 'causal', watched)
+  transformer.hidden(dense.config, dense.params, *rows)
+  assert len(asked) == dense.config.layers  # no layer goes another way
+  batch, time = rows[0].shape
+  assert set(asked) == {(batch, time, dense.config.heads, dense.config.head_size)}
+
+
+def test_no_mask_is_made(dense, rows, kernel):
+  text = jax.jit(transformer.hidden, static_argnums=0).lower(
+    dataclasses.replace(dense.config, fused=True), dense.params, *rows).as_text()
+  batch, time = rows[0].shape
+  assert f'tensor<{batch}x{time}x{time}xi1>' not in text
+
+
+def test_causal_is_softmax_over_what_stands_before(kernel):
+  random = np.random.default_rng(3)
+  query, key, value = (random.normal(size=(2, 7, n, 8)).astype(np.float32) for n in (4, 2, 2))
+  found = attention.causal(query, key, value)
+  for b, t, n in np.ndindex(2, 7, 4):
+    scores = key[b, :t + 1, n // 2] @ query[b, t, n] / np.sqrt(8)
+    weights = np.exp(scores - scores.max())
+    np.testing.assert_allclose(found[b, t, n], weights @ value[b, :t + 1, n // 2] / weights.sum(),
+                               rtol=1e-5, atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------ when
+
+
+BIG = {'compute': 'bfloat16', 'head_size': 64}
+
+
+@pytest.fixture
+def trials(monkeypatch):
+  """A kernel of this device that passes its trial; which ones were tried."""
+  tried = []
+  monkeypatch.setattr(attention, 'KERNELS', {'cpu': 'xla'})
+  monkeypatch.setattr(attention, '_trial', lambda kernel: not tried.append(kernel))
+  return tried
+
+
+def test_none_on_a_cpu(cases):
+  assert not attention.has_kernel(dataclasses.replace(cases['gpt'].config, **BIG), 512)
+
+
+def test_taken_for_long_rows_in_bfloat16(cases, trials):
+  assert attention.has_kernel(dataclasses.replace(cases['gpt'].config, **BIG), attention.LONG)
+  assert trials == ['xla']
+
+
+@pytest.mark.parametrize(('change', 'time'), [
+  ({'fused': False}, 512), ({'compute': 'float32'}, 512), ({}, 127), ({'window': 64}, 512),
+  ({'head_size': 68}, 512), ({'head_size': 136}, 512)], ids=str)
+def test_left_where_it_does_not_fit(cases, trials, change, time):
+  config = dataclasses.replace(cases['gpt'].config, **BIG | change)
+  assert not attention.has_kernel(config, time) and not trials
+
+
+@pytest.mark.parametrize('shape', [(1, 1, 1), (2, 2, 2)], ids=str)
+def test_a_trial_inside_a_traced_function(shape):
+  """It runs while a program is traced, whose values and mesh it must not touch."""
+  attention._trial.cache_clear()
+  seen = []
+  with jax.set_mesh(meshes.make_mesh(configs.Mesh(*shape))):
+    jax.jit(lambda x: seen.append(attention._trial('xla')) or x)(1.0)
+  assert seen == [True]
+
+
+@pytest.mark.parametrize('fault', ['raises', 'wrong'])
+def test_a_kernel_that_fails_its_trial_is_left_with_a_warning(monkeypatch, fault):
+  right = attention.causal
+
+  def broken(query, key, value, kernel=None):
+    if kernel == 'xla':
+      return right(query, key, value, kernel)
+    if fault == 'raises':
+      raise RuntimeError('no such library')
+    return functools.partial(right, kernel='xla')(query, key, value[:, ::-1])
+
+  monkeypatch.setattr(attention, 'causal', broken)
+  attention._trial.cache_clear()
+  with pytest.warns(UserWarning, match='attention without other, whose trial gave: '
+                    + ('no such library' if fault == 'raises' else r'\d')):
+    assert attention._trial('other') is False
+  attention._trial.cache_clear()
