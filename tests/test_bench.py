@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import importlib
 import importlib.metadata
+import importlib.util
 import json
 import os
 import pathlib
@@ -340,6 +341,70 @@ def test_no_gpu_measures_nothing_and_says_what_to_do(tmp_path, monkeypatch):
   last = error.strip().splitlines()[-1]
   assert done.returncode == 2 and not (tmp_path / 'gpu.json').exists()
   assert 'has no GPU here (' in last and '--dry' in last and '$PYTHON' in last
+
+
+PROGRAM = """HloModule jit_run, is_scheduled=true
+
+%update (p0: f32[8,100], p1: f32[1,100], p2: s32[]) -> f32[8,100] {
+  %p0 = f32[8,100]{1,0} parameter(0)
+  %p1 = f32[1,100]{1,0} parameter(1)
+  %p2 = s32[] parameter(2)
+  %zero = s32[] constant(0)
+  ROOT %put = f32[8,100]{1,0} dynamic-update-slice(%p0, %p1, %p2, %zero)
+}
+
+%layer (q0: f32[8,100], q1: s32[]) -> bf16[1,100] {
+  %q0 = f32[8,100]{1,0} parameter(0)
+  %q1 = s32[] parameter(1)
+  %nought = s32[] constant(0)
+  %one = f32[1,100]{1,0} dynamic-slice(%q0, %q1, %nought), dynamic_slice_sizes={1,100}
+  ROOT %cast = bf16[1,100]{1,0} convert(%one)
+}
+
+%body (state: (s32[], f32[8,100])) -> (s32[], f32[8,100]) {
+  %state = (s32[], f32[8,100]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %all = f32[8,100]{1,0} get-tuple-element(%state), index=1
+  %row = bf16[1,100]{1,0} fusion(%all, %i), calls=%layer, metadata={op_name="jit(run)/take"}
+  %wide = f32[1,100]{1,0} convert(%row)
+  %new = f32[8,100]{1,0} fusion(%all, %wide, %i), kind=kLoop, calls=%update
+  ROOT %next = (s32[], f32[8,100]{1,0}) tuple(%i, %new)
+}
+
+%more (was: (s32[], f32[8,100])) -> pred[] {
+  %was = (s32[], f32[8,100]{1,0}) parameter(0)
+  ROOT %yes = pred[] constant(true)
+}
+
+ENTRY %main (x: f32[8,100]) -> f32[8,100] {
+  %x = f32[8,100]{1,0} parameter(0)
+  %start = s32[] constant(0)
+  %copy.1 = f32[8,100]{1,0} copy(%x)
+  %given = (s32[], f32[8,100]{1,0}) tuple(%start, %copy.1)
+  %loop = (s32[], f32[8,100]{1,0}) while(%given), condition=%more, body=%body
+  ROOT %out = f32[8,100]{1,0} get-tuple-element(%loop), index=1
+}
+"""
+
+
+def test_what_kernels_move_of_a_slice_and_of_an_update_in_place(monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['gpu_compiled.py'])
+  found = {kernel.name: kernel for kernel in load('gpu_compiled').kernels(PROGRAM, trips=5)}
+  assert found.keys() == {'copy.1', 'row', 'wide', 'new'}
+  assert found['copy.1'].moved == 2 * 3200 and found['copy.1'].times == 1
+  assert found['row'].moved == 5 * (400 + 4 + 200)  # a row of eight, the index, the result
+  assert found['wide'].moved == 5 * (200 + 400)
+  assert found['new'].moved == 5 * (400 + 4 + 400)  # the rest stays where it is
+  assert found['row'].path.endswith('take') and found['new'].times == 5
+
+
+@pytest.mark.long
+@pytest.mark.skipif(not importlib.util.find_spec('jax_cuda12_plugin'), reason='no CUDA plugin')
+def test_a_program_for_a_gpu_that_is_not_here():
+  told, _ = run('gpu_compiled.py', '--parts', 'gpt2_124m/sft,gpt2_124m/sft_plain')
+  fused, plain = (told['parts'][f'gpt2_124m/{name}'] for name in ('sft', 'sft_plain'))
+  assert fused['gflop'] == plain['gflop'] and fused['moved_gb'] < 0.7 * plain['moved_gb']
+  assert fused['temporary_gib'] < 0.7 * plain['temporary_gib']
 
 
 @pytest.mark.long

@@ -5,7 +5,8 @@
   bash experiments/bench/gpu.sh                with packages brought along as wheels
 
 GPT-2's 124M shape and GPT-3's 1.3B shape in bfloat16 with float32 master weights; random weights
-and rows. SFT and reward-model step: tokens/s, model FLOPs against a matmul of the same process.
+and rows. SFT and reward-model step: tokens/s, model FLOPs against a matmul of the same process;
+`plain` is without the fused kernel for attention.
 Rollout: tokens/s, bytes a step against a large copy of the same process. PPO-ptx: the whole update
 and its split. Tests: the fast suite, float32 products in full precision, deterministic kernels.
 Each part is a process (gpu_part.py), ended when its time is over; one that is not begun for lack of
@@ -41,6 +42,8 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
   'gpt2_124m': {
     'model': GPT | {'layers': 12, 'width': 768, 'heads': 12},
     'sft': {'rows': 32, 'length': 512, 'microbatch': 0, 'steps': 10},
+    'sft_plain': {'rows': 32, 'length': 512, 'microbatch': 0, 'steps': 10,
+                  'model': {'fused': False}},
     'reward': {'rows': 32, 'length': 512, 'microbatch': 0, 'steps': 10},
     'rollout': {'prompt': 128, 'response': 128, 'batches': [64, 256, 512], 'repeats': 3},
     'ppo': PROMPTS | {'episodes': 256, 'minibatch': 64, 'microbatch': 0, 'steps': 4, 'repeats': 2}},
@@ -55,14 +58,16 @@ TOY = {'toy': {
   'model': work.SIZES['toy'] | {'positions': 'learned', 'compute': 'bfloat16', 'scan': True,
                                 'remat': True},
   'sft': {'rows': 8, 'length': 16, 'microbatch': 4, 'steps': 2},
+  'sft_plain': {'rows': 8, 'length': 16, 'microbatch': 4, 'steps': 2, 'model': {'fused': False}},
   'reward': {'rows': 8, 'length': 16, 'microbatch': 2, 'steps': 2},
   'rollout': {'prompt': 8, 'response': 8, 'batches': [2, 4], 'repeats': 1,
               'model': {'scan': False}},
   'ppo': {'prompt_length': 8, 'response_length': 8, 'text_length': 16, 'ptx_ratio': 1.0,
           'episodes': 8, 'minibatch': 4, 'microbatch': 2, 'steps': 1, 'repeats': 1}}}
 DRY_RATES = {'matmul': 128, 'copy': 2**16}
-WORK = ('sft', 'reward', 'rollout', 'ppo')
-LIMITS = {'rates': 60, 'sft': 90, 'reward': 90, 'rollout': 150, 'ppo': 210}  # seconds of a part
+WORK = ('sft', 'sft_plain', 'reward', 'rollout', 'ppo')
+LIMITS = {'rates': 60, 'sft': 90, 'sft_plain': 60, 'reward': 90, 'rollout': 150,
+          'ppo': 210}  # seconds of a part
 LEAST = 20  # seconds under which no part is begun
 GPU = {'JAX_PLATFORMS': 'cuda,cpu', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92'}
 PRECISE = {'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
@@ -74,7 +79,8 @@ PACKAGES = ('jax', 'jaxlib', 'jax-cuda12-plugin', 'jax-cuda13-plugin', 'flax', '
 
 def names(models: dict[str, Any]) -> list[str]:
   """All parts in the order in which they are done: the cheap ones of all models first."""
-  return ['rates', *(f'{model}/{part}' for part in WORK for model in models), 'tests']
+  return ['rates', *(f'{model}/{part}' for part in WORK for model, does in models.items()
+                     if part in does), 'tests']
 
 
 def wish_of(name: str, models: dict[str, Any], dry: bool) -> dict[str, Any]:
@@ -85,7 +91,7 @@ def wish_of(name: str, models: dict[str, Any], dry: bool) -> dict[str, Any]:
   model, part = name.split('/')
   sizes = dict(models[model][part])
   shape = models[model]['model'] | sizes.pop('model', {})
-  return {'part': part, 'model': shape} | rates | sizes
+  return {'part': part.removesuffix('_plain'), 'model': shape} | rates | sizes
 
 
 # ----- the tests

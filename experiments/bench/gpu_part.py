@@ -27,7 +27,7 @@ import ppo_update
 import training_step
 
 from rlhf_jax import configs
-from rlhf_jax.model import generate, sharding, transformer
+from rlhf_jax.model import attention, generate, positions, sharding, transformer
 
 
 def rates(wish: dict[str, Any]) -> dict[str, Any]:
@@ -52,7 +52,8 @@ def step(wish: dict[str, Any]) -> dict[str, Any]:
   weights = measure.parameters(task.state.model.params)
   state, task.state = task.state, None  # it is donated
   done = measure.steps(task.stage, state, task.frozen, task.batches, wish['steps'])
-  return {'rows': task.rows, 'length': task.length, 'parameters': weights} | training_step.rates(
+  return {'rows': task.rows, 'length': task.length, 'parameters': weights,
+          'fused_attention': attention.has_kernel(model, task.length)} | training_step.rates(
     done, task.tokens, found.total - found.recomputed, rate) | {
     'recomputed_gflop': round(found.recomputed / 1e9, 3),
     'program_gib': round(done.program_bytes / 2**30, 4), 'loss_first': done.first['loss'],
@@ -68,7 +69,7 @@ def decoding_bytes(model: configs.Model, params: Any, rows: int, slots: int) -> 
   if 'positions' in cast['embed']:
     table = cast['embed']['positions']
     read -= table.size * table.dtype.itemsize
-  head = transformer.kv_heads(model) * transformer.head_size(model)
+  head = transformer.kv_heads(model) * positions.head_size(model)
   return read + 2 * model.layers * rows * slots * head * jnp.dtype(model.compute).itemsize
 
 
@@ -83,6 +84,13 @@ def streamed(moved: int, seconds: float, steps: int, copy: float) -> dict[str, f
           'share_of_copy': round(moved / each / copy, 4)}
 
 
+def sampler(model: configs.Model, length: int) -> Any:
+  """(parameters, tokens [B, P], key, end ids) -> Rollout, compiled."""
+  return jax.jit(lambda params, tokens, key, eos: generate.generate(
+    model, params, tokens, jnp.ones_like(tokens, bool), key, length=length, temperature=1.0,
+    eos=eos, pad=0))
+
+
 def rollout(wish: dict[str, Any]) -> dict[str, Any]:
   """Tokens/s at each batch size, and which share of a copy's bandwidth decoding takes.
 
@@ -94,12 +102,7 @@ def rollout(wish: dict[str, Any]) -> dict[str, Any]:
   params = jax.jit(lambda key: sharding.in_compute_type(transformer.init(model, key),
                                                         model.compute))(jax.random.key(1))
   all_ids, none = jnp.arange(model.vocabulary), jnp.full(model.vocabulary, -1)
-
-  @jax.jit
-  def run(params, tokens, key, eos):
-    return generate.generate(model, params, tokens, jnp.ones_like(tokens, bool), key,
-                             length=length, temperature=1.0, eos=eos, pad=0)
-
+  run = sampler(model, length)
   batches, told, key = wish['batches'], [], jax.random.key(5)
   for rows in batches:
     tokens = training_step.tokens(model.vocabulary, rows, prompt, 0)
@@ -118,12 +121,17 @@ def rollout(wish: dict[str, Any]) -> dict[str, Any]:
           'parameters': measure.parameters(params), 'batches': told}
 
 
+def ppo_config(wish: dict[str, Any]) -> tuple[configs.PPO, dict[str, Any]]:
+  """The configuration of a part, and which fields of it the part names."""
+  given = {k: v for k, v in wish.items() if k in configs.PPO.__dataclass_fields__}
+  return configs.PPO(ema=0.0, ptx_coef=1.0, policy_optimizer=ppo_update.OPTIMIZER,
+                     value_optimizer=ppo_update.OPTIMIZER, **given), given
+
+
 def ppo(wish: dict[str, Any]) -> dict[str, Any]:
   """The whole PPO-ptx update, and its phases each by itself."""
   model = configs.Model(**wish['model'])
-  given = {k: v for k, v in wish.items() if k in configs.PPO.__dataclass_fields__}
-  config = configs.PPO(ema=0.0, ptx_coef=1.0, policy_optimizer=ppo_update.OPTIMIZER,
-                       value_optimizer=ppo_update.OPTIMIZER, **given)
+  config, given = ppo_config(wish)
   rate = measure.matmul_rate(wish['matmul'], 10, model.compute)
   batch = ppo_update.batch_of(model, config)
   scanned = ppo_update.shaped(dataclasses.replace(model, scan=True), config)  # traced at once
@@ -136,7 +144,9 @@ def ppo(wish: dict[str, Any]) -> dict[str, Any]:
   state, split = ppo_update.phases(config, stage, holder.pop(), frozen, batch, wish['repeats'])
   done = measure.steps(stage, state, frozen, [batch], wish['steps'], warm=1)
   assert done.metrics['response_length'] == config.response_length
-  return {'parameters': weights, 'work': given} | ppo_update.rates(
+  length = config.prompt_length + config.response_length
+  return {'parameters': weights, 'work': given,
+          'fused_attention': attention.has_kernel(model, length)} | ppo_update.rates(
     config, done, split, found.total - found.recomputed, rate) | {
     'gflop_phases': {k: round(v / 1e9, 4) for k, v in found.phases.items()},
     'recomputed_gflop': round(found.recomputed / 1e9, 3),

@@ -67,7 +67,7 @@ def count(text: str, otherwise: str = 'training') -> Moved:
     Incomplete: a loop whose count is not in the text, a collective that is not understood, or one
       that the walk from the entry did not meet.
   """
-  program = _Program(text, otherwise)
+  program = Program(text, otherwise)
   phases: dict[str, dict[str, float]] = {}
   program.walk(program.entry, 1.0, otherwise, None, phases)
   missed = {name for name in program.computations if program.speaks(name)} - program.met
@@ -76,7 +76,7 @@ def count(text: str, otherwise: str = 'training') -> Moved:
   return Moved(phases)
 
 
-class _Program:
+class Program:
   """The computations of a module, and the walk through them."""
 
   def __init__(self, text: str, otherwise: str):
@@ -304,10 +304,10 @@ def _moved(instruction: Instruction, scattered: bool) -> tuple[str, float]:
   kind = instruction.opcode.removesuffix('-start')
   if kind not in KINDS:
     raise Incomplete(f'no rule for {instruction.opcode} {instruction.name}')
-  sizes = _sizes(instruction.shape)
+  parts = sizes(instruction.shape)
   if instruction.opcode != kind and kind != 'all-reduce':
-    sizes = sizes[:1] if kind == 'collective-permute' else sizes[1:2]  # (operand, result, …)
-  size = sum(sizes)
+    parts = parts[:1] if kind == 'collective-permute' else parts[1:2]  # (operand, result, …)
+  size = sum(parts)
   if kind == 'collective-permute':
     return kind, size
   group = _group(instruction.rest)
@@ -336,15 +336,15 @@ def _group(rest: str) -> int:
   raise Incomplete(f'replica groups that are not understood: {rest[:120]}')
 
 
-def _sizes(shape: str) -> list[float]:
+def sizes(shape: str) -> list[float]:
   """Bytes of each array of a shape or of a tuple of them."""
-  sizes = []
+  found = []
   for kind, dimensions in re.findall(r'\b([a-z]+\d*\w*)\[([\d,]*)\]', shape):
     if kind not in _BYTES and kind not in _TOUCHED:
       raise Incomplete(f'no size is known of {kind}')
     count_ = math.prod(int(n) for n in dimensions.split(',') if n)
-    sizes.append(count_ * _BYTES.get(kind, 1))
-  return sizes
+    found.append(count_ * _BYTES.get(kind, 1))
+  return found
 
 
 def _read(name: str, line: str) -> Instruction:

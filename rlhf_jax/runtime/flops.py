@@ -16,6 +16,8 @@ from typing import Any
 from jax.extend import core
 
 PHASES = ('rollout', 'scoring', 'training', 'ptx')
+_HIDE = ('conv_general_dilated', 'ragged_dot_general', 'pallas_call',
+         'dot_product_attention_fwd_wrapper', 'dot_product_attention_bwd_wrapper')  # cuDNN's
 _CALLS = ('jit', 'pjit', 'closed_call', 'core_call', 'remat2', 'checkpoint', 'custom_jvp_call',
           'custom_vjp_call', 'custom_vjp_call_jaxpr', 'custom_lin')
 
@@ -72,7 +74,7 @@ def _walk(jaxpr: core.Jaxpr, times: float, path: str, decoding: bool, trips: int
       continue
     inner = list(core.jaxprs_in_params(equation.params))
     if not any(map(_multiplies, inner)):
-      if name in ('conv_general_dilated', 'ragged_dot_general', 'pallas_call'):
+      if name in _HIDE:
         raise Incomplete(f'no rule for {name} in {here}')
       continue
     if name == 'cond':  # the dearest branch: a coefficient of 0 makes it cheaper, not dearer
@@ -99,8 +101,7 @@ def _alone(jaxpr: core.Jaxpr, trips: int | None) -> float:
 
 def _multiplies(jaxpr: core.Jaxpr) -> bool:
   """Whether there is anything in it that this module counts, or refuses to."""
-  counted = ('dot_general', 'conv_general_dilated', 'ragged_dot_general', 'pallas_call')
-  return any(equation.primitive.name in counted or any(
+  return any(equation.primitive.name in ('dot_general', *_HIDE) or any(
     map(_multiplies, core.jaxprs_in_params(equation.params))) for equation in jaxpr.eqns)
 
 

@@ -7,6 +7,7 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.extend import core
 
 from rlhf_jax import configs
 from rlhf_jax.runtime import abstract, experiment, flops, layout
@@ -203,6 +204,18 @@ def test_what_has_no_rule_is_refused():
   inside = lambda x: jax.lax.scan(lambda x, _: (program(x), None), x, None, length=2)[0]
   with pytest.raises(flops.Incomplete, match='conv_general_dilated'):
     flops.count(jax.make_jaxpr(inside)(image).jaxpr)
+
+
+def test_a_fused_attention_kernel_is_refused():
+  """It multiplies inside, and no rule sees how much; the kernels go by the names that jax gives."""
+  from jax._src.cudnn import fused_attention_stablehlo as kernels
+  names = [kernels._dot_product_attention_fwd_p_wrapper.name,
+           kernels._dot_product_attention_bwd_p_wrapper.name]
+  for name in names:
+    hidden = core.Primitive(name)
+    hidden.def_abstract_eval(lambda x: x)
+    with pytest.raises(flops.Incomplete, match=name):
+      flops.count(jax.make_jaxpr(hidden.bind)(jnp.ones(3)).jaxpr)
 
 
 @pytest.mark.parametrize(('path', 'name'), [
