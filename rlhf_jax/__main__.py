@@ -15,6 +15,7 @@ import logging
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -264,4 +265,8 @@ if __name__ == '__main__':
     from rlhf_jax.runtime import pages
     pages.ask()
     gc.set_threshold(20_000)  # tracing makes much that stays; 700 costs a start half a second
-  sys.exit(main())
+  code = main()
+  if code:  # what was told stays the last line: threads that fail of the same cause are not asked
+    logging.disable(logging.CRITICAL)
+    threading.excepthook = sys.unraisablehook = lambda told: None
+  sys.exit(code)

@@ -95,7 +95,7 @@ class Language:
   """Next-token training: pretraining on text, or SFT on demonstrations with text mixed in."""
   data: tuple[Source, ...] = ()  # 'text' sources (pretraining) or 'demonstrations' sources (SFT)
   init_from: str = ''  # run whose parameters are the start; empty: random
-  model: Model = Model()  # with init_from only dropout, compute, remat, scan, logits_chunk
+  model: Model = Model()  # with init_from only dropout, compute, remat, scan, fused, logits_chunk
   tokenizer: Tokenizer = Tokenizer()  # ignored when init_from is given
   pretraining: tuple[Source, ...] = ()  # text mixed into SFT
   pretraining_share: float = 0.0  # share of rows that are text (paper C.3: 0.1)

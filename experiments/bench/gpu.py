@@ -36,8 +36,8 @@ import work
 GPT = {'vocabulary': 50257, 'context': 1024, 'positions': 'learned', 'compute': 'bfloat16'}
 RATES = {'matmul': 8192, 'copy': 2**30}
 PROMPTS = {'prompt_length': 128, 'response_length': 128, 'text_length': 256, 'ptx_ratio': 1.0}
-# Unrolled layers decode in place; a scan compiles in a fraction of the time. `microbatch` is rows
-# of SFT, prompts (two rows each) of the reward model, episodes of PPO.
+# A scan compiles in a fraction of the time, and copies each layer's weights a token in decoding.
+# `microbatch` is rows of SFT, prompts (two rows each) of the reward model, episodes of PPO.
 MODELS: dict[str, dict[str, dict[str, Any]]] = {
   'gpt2_124m': {
     'model': GPT | {'layers': 12, 'width': 768, 'heads': 12},

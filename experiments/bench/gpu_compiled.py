@@ -184,8 +184,9 @@ def compiled(wish: dict[str, Any], place: Any, kernel: bool, top: int) -> dict[s
   run, given, flops, trips = program_of(wish)
   there = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=place), given)
   started = time.monotonic()
-  with mock.patch.dict(attention.KERNELS, {'cpu': 'cudnn'} if kernel else {}), \
-       mock.patch.object(attention, '_trial', lambda kernel: True):
+  kernels_here = {jax.default_backend(): 'cudnn'} if kernel else {}
+  with mock.patch.dict(attention.KERNELS, kernels_here, clear=True), \
+       mock.patch.object(attention, '_trial', lambda *given: True):
     done = run.lower(*there).compile()
   found = list(kernels(done.as_text(), trips))
   moved, movers = sum(x.moved for x in found), collections.Counter()

@@ -9,10 +9,16 @@ masked attention counted as far as it is computed.
 Left out: several devices.
 """
 
+import collections
 import dataclasses
 import functools
 import json
+import pathlib
+import re
 import sys
+import tempfile
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import work
@@ -52,8 +58,11 @@ def step(wish: dict[str, Any]) -> dict[str, Any]:
   weights = measure.parameters(task.state.model.params)
   state, task.state = task.state, None  # it is donated
   done = measure.steps(task.stage, state, task.frozen, task.batches, wish['steps'])
-  return {'rows': task.rows, 'length': task.length, 'parameters': weights,
-          'fused_attention': attention.has_kernel(model, task.length)} | training_step.rates(
+  top = profiled(lambda: done.update(done.state, task.frozen, task.batches[0], jax.random.key(3),
+                                     np.int32(0)))
+  return {'rows': task.rows, 'length': task.length, 'parameters': weights, 'profile': top,
+          'fused_attention': wish['part'] == 'sft' and attention.has_kernel(model, task.length)
+          } | training_step.rates(
     done, task.tokens, found.total - found.recomputed, rate) | {
     'recomputed_gflop': round(found.recomputed / 1e9, 3),
     'program_gib': round(done.program_bytes / 2**30, 4), 'loss_first': done.first['loss'],
@@ -82,6 +91,31 @@ def streamed(moved: int, seconds: float, steps: int, copy: float) -> dict[str, f
   each = seconds / steps
   return {'seconds_per_step': round(each, 7), 'gb_per_s': round(moved / each / 1e9, 2),
           'share_of_copy': round(moved / each / copy, 4)}
+
+
+def profiled(run: Callable[[], Any], count: int = 14) -> dict[str, Any]:
+  """Seconds that the device spends in each kind of kernel in one call, the longest first."""
+  try:
+    with tempfile.TemporaryDirectory() as folder:
+      with jax.profiler.trace(folder):
+        jax.block_until_ready(run())
+      file, = pathlib.Path(folder).rglob('*.xplane.pb')
+      spent, events = collections.Counter(), 0
+      for plane in jax.profiler.ProfileData.from_file(str(file)).planes:
+        if '/device:GPU' not in plane.name:
+          continue
+        for line in plane.lines:
+          if not line.name.startswith('Stream'):
+            continue
+          for event in line.events:
+            path = next((str(v) for k, v in event.stats if k in ('tf_op', 'name')), '')
+            kind = re.sub(r'[._]?\d+', '', event.name)[:48]
+            spent[f'{kind} {"/".join(path.split("/")[-3:])}'] += event.duration_ns / 1e9
+            events += 1
+  except Exception as error:  # a measurement is worth more than its profile
+    return {'error': f'{type(error).__name__}: {error}'[:300]}
+  return {'kernels': events, 'seconds': round(sum(spent.values()), 6),
+          'top': {name: round(value, 6) for name, value in spent.most_common(count)}}
 
 
 def sampler(model: configs.Model, length: int) -> Any:
@@ -117,8 +151,10 @@ def rollout(wish: dict[str, Any]) -> dict[str, Any]:
       'tokens_per_second': round(rows * length / whole, 1), 'mb_per_step': round(moved / 1e6, 3)}
       | streamed(moved, whole - first, length - 1, copy))
     del made
+  tokens = training_step.tokens(model.vocabulary, batches[0], prompt, 0)
+  top = profiled(lambda: run(params, tokens, key, none))
   return {'prompt': prompt, 'response': length, 'copy_gb_per_s': round(copy / 1e9, 1),
-          'parameters': measure.parameters(params), 'batches': told}
+          'parameters': measure.parameters(params), 'batches': told, 'profile': top}
 
 
 def ppo_config(wish: dict[str, Any]) -> tuple[configs.PPO, dict[str, Any]]:
@@ -144,8 +180,9 @@ def ppo(wish: dict[str, Any]) -> dict[str, Any]:
   state, split = ppo_update.phases(config, stage, holder.pop(), frozen, batch, wish['repeats'])
   done = measure.steps(stage, state, frozen, [batch], wish['steps'], warm=1)
   assert done.metrics['response_length'] == config.response_length
+  top = profiled(lambda: done.update(done.state, frozen, batch, jax.random.key(3), np.int32(0)))
   length = config.prompt_length + config.response_length
-  return {'parameters': weights, 'work': given,
+  return {'parameters': weights, 'work': given, 'profile': top,
           'fused_attention': attention.has_kernel(model, length)} | ppo_update.rates(
     config, done, split, found.total - found.recomputed, rate) | {
     'gflop_phases': {k: round(v / 1e9, 4) for k, v in found.phases.items()},
@@ -161,11 +198,15 @@ def main() -> None:
   """Measures and prints."""
   wish = json.loads(sys.argv[1])
   device = jax.devices()[0]
-  told = PARTS[wish['part']](wish)
+  with warnings.catch_warnings(record=True) as heard:
+    warnings.simplefilter('always', UserWarning)
+    told = PARTS[wish['part']](wish)
+  told['warnings'] = sorted({str(warning.message)[:300] for warning in heard
+                             if warning.category is UserWarning})
   memory = device.memory_stats() or {}  # None on a CPU
   if 'peak_bytes_in_use' in memory:
     told['device_peak_gib'] = round(memory['peak_bytes_in_use'] / 2**30, 3)
-  finite = lambda x: x if not isinstance(x, float) or np.isfinite(x) else None
+  finite = lambda x: x if not isinstance(x, float) or np.isfinite(x) else None  # JSON has no NaN
   work.tell({name: finite(value) for name, value in told.items()} | measure.here())
 
 

@@ -77,6 +77,7 @@ class Steps:
   metrics: dict[str, float]  # of the last step
   first: dict[str, float]  # of the first step
   state: Any
+  update: Any  # compiled; takes what stage.update takes, and the number of the step
 
   @property
   def seconds(self) -> float:
@@ -106,7 +107,7 @@ def steps(stage: Any, state: Any, frozen: Any, batches: Sequence[Any], count: in
       rows.append({name: float(value) for name, value in metrics.items() if not np.ndim(value)
                    and name != 'samples'})
   return Steps(walls[warm:], cpus[warm:], compile_seconds, program_bytes(update), rows[-1],
-               rows[0], state)
+               rows[0], state, update)
 
 
 def program_bytes(compiled: Any) -> int:

@@ -125,8 +125,7 @@ class Attention(nn.Module):
   with index None over keys that several rows have before their own.
 
   Keys and values are [B, G, S, H], in the cache too: no step of decoding has to transpose them.
-  `take` says for which positions of x an output is wanted; keys are made of all. Without a mask a
-  fused kernel sees to causality, for all positions.
+  `take` says for which positions of x an output is wanted; without a mask a kernel is causal.
   """
 
   config: configs.Model
@@ -296,7 +295,7 @@ def with_room(cache: Any, length: int) -> Any:
 
 
 def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positions: chex.Array,
-               mask: chex.Array, cache: Any = None, index: int | chex.Array | None = 0,
+               mask: chex.Array | None, cache: Any = None, index: int | chex.Array | None = 0,
                dropout_key: chex.PRNGKey | None = None, keep_cache: bool = False,
                take: Callable[[chex.Array], chex.Array] = every) -> tuple[chex.Array, Any]:
   """Embeds, runs every block and the final norm.

@@ -59,7 +59,7 @@ def token_logprobs(hidden: chex.Array, table: chex.Array, targets: chex.Array, v
     table: [V, D] unembedding.
     targets: int [B, T].
     vocabulary: number of real ids, <= V.
-    temperature: the logits are divided by it.
+    temperature: the logits are divided by it; no gradient is taken by it.
     chunk: positions taken at a time (recomputed in the backward pass); 0: all T at once.
   """
   chex.assert_rank([hidden, table, targets], [3, 2, 2])

@@ -85,7 +85,7 @@ def describe(config: configs.Run, parents: Mapping[str, tuple[str, str]]) -> dic
 
   Returns:
     {'kind', 'config', 'parents', 'hash', 'versions', 'commit'}; the last two do not count for the
-    hash, nor does the mesh: a run may go on upon other devices.
+    hash, nor do the mesh and a device's kernels: a run may go on upon other devices.
   """
   described = {'kind': type(config).__name__, 'config': json.loads(json.dumps(
     dataclasses.asdict(config))), 'parents': {role: list(of) for role, of in parents.items()}}
@@ -110,7 +110,7 @@ def check_same(folder: Path, described: Mapping[str, Any]) -> bool:
     return False
   name = folder.name
   old, new = _flat(there.get('config', {})), _flat(described['config'])
-  differing = [key for key in old | new if key.split('.')[0] != 'mesh'
+  differing = [key for key in old | new if key.split('.')[0] != 'mesh' and key != 'model.fused'
                and old.get(key) != new.get(key)]
   if there.get('kind') != described['kind']:
     differs, options = f"it is a {there.get('kind')}, not a {described['kind']}", ''
@@ -158,7 +158,8 @@ def from_json(kind: Any, value: Any) -> Any:
 
 
 def _counted(described: Mapping[str, Any]) -> dict[str, Any]:
-  config = {key: value for key, value in described['config'].items() if key != 'mesh'}
+  config = {key: value if key != 'model' else {k: v for k, v in value.items() if k != 'fused'}
+            for key, value in described['config'].items() if key != 'mesh'}
   return {'kind': described['kind'], 'config': config, 'parents': described['parents']}
 
 

@@ -23,8 +23,7 @@ from rlhf_jax.model import experience, responses, transformer
 from rlhf_jax.objectives import likelihood
 from rlhf_jax.stages import stage, validation
 
-# model fields a run may set over its parent's
-INHERITED = ('dropout', 'compute', 'remat', 'scan', 'logits_chunk')
+INHERITED = ('dropout', 'compute', 'remat', 'scan', 'fused', 'logits_chunk')  # a run's own
 
 
 def _sizes(config):

@@ -25,7 +25,7 @@ TAKES = {  # what the product asks of whole rows
 @pytest.fixture
 def kernel(monkeypatch):
   """A kernel on this device, for every type and length; no window."""
-  monkeypatch.setattr(attention, 'KERNELS', {'cpu': 'xla'})
+  monkeypatch.setattr(attention, 'KERNELS', {jax.default_backend(): 'xla'})
   monkeypatch.setattr(transformer, 'has_kernel',
                       lambda config, time: config.fused and not config.window)
 
@@ -111,23 +111,24 @@ BIG = {'compute': 'bfloat16', 'head_size': 64}
 def trials(monkeypatch):
   """A kernel of this device that passes its trial; which ones were tried."""
   tried = []
-  monkeypatch.setattr(attention, 'KERNELS', {'cpu': 'xla'})
-  monkeypatch.setattr(attention, '_trial', lambda kernel: not tried.append(kernel))
+  monkeypatch.setattr(attention, 'KERNELS', {jax.default_backend(): 'xla'})
+  monkeypatch.setattr(attention, '_trial', lambda *given: not tried.append(given))
   return tried
 
 
-def test_none_on_a_cpu(cases):
+def test_none_on_a_cpu(cases, monkeypatch):
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
   assert not attention.has_kernel(dataclasses.replace(cases['gpt'].config, **BIG), 512)
 
 
 def test_taken_for_long_rows_in_bfloat16(cases, trials):
   assert attention.has_kernel(dataclasses.replace(cases['gpt'].config, **BIG), attention.LONG)
-  assert trials == ['xla']
+  assert trials == [('xla', attention.LONG, 2, 0, 64)]
 
 
 @pytest.mark.parametrize(('change', 'time'), [
-  ({'fused': False}, 512), ({'compute': 'float32'}, 512), ({}, 127), ({'window': 64}, 512),
-  ({'head_size': 68}, 512), ({'head_size': 136}, 512)], ids=str)
+  ({'fused': False}, 512), ({'compute': 'float32'}, 512), ({}, 127),
+  ({'window': 64}, 512)], ids=str)
 def test_left_where_it_does_not_fit(cases, trials, change, time):
   config = dataclasses.replace(cases['gpt'].config, **BIG | change)
   assert not attention.has_kernel(config, time) and not trials
@@ -139,7 +140,7 @@ def test_a_trial_inside_a_traced_function(shape):
   attention._trial.cache_clear()
   seen = []
   with jax.set_mesh(meshes.make_mesh(configs.Mesh(*shape))):
-    jax.jit(lambda x: seen.append(attention._trial('xla')) or x)(1.0)
+    jax.jit(lambda x: seen.append(attention._trial('xla', 128, 4, 2, 64)) or x)(1.0)
   assert seen == [True]
 
 
@@ -158,5 +159,28 @@ def test_a_kernel_that_fails_its_trial_is_left_with_a_warning(monkeypatch, fault
   attention._trial.cache_clear()
   with pytest.warns(UserWarning, match='attention without other, whose trial gave: '
                     + ('no such library' if fault == 'raises' else r'\d')):
-    assert attention._trial('other') is False
+    assert attention._trial('other', 128, 4, 2, 64) is False
   attention._trial.cache_clear()
+
+
+@pytest.mark.skipif(jax.default_backend() not in attention.KERNELS, reason='no kernel for it')
+def test_the_kernel_of_this_device(random_params):
+  """As near to float32 as XLA's operations are in bfloat16, and the same bits again."""
+  config = configs.Model(layers=2, width=128, heads=2, vocabulary=64, context=160, init_std=0.1,
+                         compute='bfloat16')
+  params, slots = random_params(config, False, 1), np.arange(160)
+  starts, ends = np.array([[0], [5], [40], [100]]), np.array([[160], [150], [160], [130]])
+  valid = (slots >= starts) & (slots < ends)
+  rows = np.random.default_rng(0).integers(0, 64, valid.shape), valid
+  made = lambda **change: states_and_gradient(
+    dataclasses.replace(config, **change), params, rows, TAKES['every'])
+  assert attention.has_kernel(config, 160)
+  exact, plain, fused = made(compute='float32'), made(fused=False), made()
+  far = lambda found, wanted: float(np.sqrt(sum(
+    np.sum((np.float64(a) - np.float64(b))**2) for a, b in zip(
+      *map(jax.tree.leaves, (found, wanted)), strict=True))))
+  for part in (0, 1):  # states, gradient
+    assert far(fused[part], exact[part]) <= 1.5 * far(plain[part], exact[part])
+  again = made()
+  assert all(np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (fused, again)),
+                                                  strict=True))

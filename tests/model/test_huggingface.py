@@ -144,7 +144,8 @@ assert jax.tree.all(jax.tree.map(lambda a, b: bool((jax.device_get(a) == b).all(
 kernel = params['blocks']['mlp']['up']['kernel']
 assert kernel.addressable_shards[0].data.size * 4 == kernel.size
 """
-  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8'}
+  environment = os.environ | {'XLA_FLAGS': '--xla_force_host_platform_device_count=8',
+                              'JAX_PLATFORMS': 'cpu'}
   done = subprocess.run([sys.executable, '-c', code, str(HERE / 'llama-policy')], cwd=ROOT,
                         env=environment, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

@@ -81,14 +81,35 @@ def test_log_softmax_of_bfloat16_states_is_float32():
   """In bfloat16 the probabilities of 1,000 ids would not sum to 1 within 1e-2."""
   random = np.random.default_rng(1)
   hidden = random.normal(size=(1, 1, 64)).astype(jnp.bfloat16)
-  table = (0.3 * random.normal(size=(1000, 64))).astype(np.float32)
+  # XLA may leave a rounding of the table out (on a GPU it does), so there is none here.
+  table = (0.3 * random.normal(size=(1000, 64))).astype(jnp.bfloat16).astype(np.float32)
   logits = logits_of(hidden, table, 1000)
-  exact = hidden.astype(np.float32) @ table.astype(jnp.bfloat16).astype(np.float32).T
+  exact = hidden.astype(np.float32) @ table.T
   assert logits.dtype == jnp.float32
   np.testing.assert_allclose(logits, exact, rtol=1e-4, atol=1e-4)  # bfloat16 would round at 1e-2
   every = token_logprobs(np.repeat(hidden, 1000, axis=1), table, np.arange(1000)[None], 1000)
   assert every.dtype == jnp.float32
   np.testing.assert_allclose(np.sum(np.exp(every)), 1, rtol=1e-4)
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [('float32', 1e-5), ('bfloat16', 1e-2)])
+def test_the_gradient_is_one_hot_minus_softmax(dtype, tolerance):
+  """In the compute type where the states are, by hand in float64."""
+  random = np.random.default_rng(2)
+  hidden = random.normal(size=(2, 3, 16)).astype(dtype)
+  table = random.normal(size=(64, 16)).astype(jnp.bfloat16).astype(np.float32)
+  targets, weights = random.integers(0, 60, (2, 3)), random.normal(size=(2, 3))
+  found = jax.grad(lambda h, t: jnp.sum(weights * token_logprobs(h, t, targets, 60, 1.3)),
+                   (0, 1))(hidden, table)
+  assert found[0].dtype == dtype and found[1].dtype == np.float32
+  states, rows = np.float64(hidden).reshape(-1, 16), np.float64(table)[:60]
+  odds = np.exp(states @ rows.T / 1.3)
+  pull = np.eye(60)[targets.ravel()] - odds / odds.sum(axis=1, keepdims=True)
+  pull *= weights.reshape(-1, 1) / 1.3
+  for one, wanted in zip(found, (pull @ rows, pull.T @ states), strict=True):
+    one = np.float64(one).reshape(-1, 16)
+    assert not one[len(wanted):].any()  # rows of padding
+    assert np.linalg.norm(one[:len(wanted)] - wanted) <= tolerance * np.linalg.norm(wanted)
 
 
 def test_means_are_over_the_global_count():

@@ -33,6 +33,20 @@ def test_hash_counts_fields_kind_and_parents_and_not_the_mesh():
   assert len(different) == 5
 
 
+def test_a_run_goes_on_without_the_kernel_and_from_before_there_was_one(tmp_path):
+  with_kernel = configs.Language(model=configs.Model(vocabulary=9))
+  without = configs.Language(model=configs.Model(vocabulary=9, fused=False))
+  old = workdir.describe(with_kernel, {})
+  del old['config']['model']['fused']
+  workdir.write_json(tmp_path / 'config.json', old)
+  (tmp_path / 'checkpoints').mkdir()
+  assert workdir.check_same(tmp_path, workdir.describe(with_kernel, {}))
+  assert workdir.check_same(tmp_path, workdir.describe(without, {}))
+  wider = configs.Language(model=configs.Model(vocabulary=9, width=64))
+  with pytest.raises(configs.BadInput, match=r'model\.width is 128 there and 64 now; take'):
+    workdir.check_same(tmp_path, workdir.describe(wider, {}))
+
+
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
   path = tmp_path / 'a.json'
   workdir.write_json(path, {'x': 1})

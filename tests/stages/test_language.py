@@ -135,10 +135,10 @@ def test_dropout_is_for_training_only(text, bench, tiny):
 
 def test_settings_that_are_inherited_and_those_that_are_not(bench, tiny):
   model = configs.Model(layers=9, width=9, dropout=0.2, compute='bfloat16', remat=True, scan=False,
-                        logits_chunk=4)
+                        logits_chunk=4, fused=False)
   made = bench(dataclasses.replace(tiny.LANGUAGE, model=model)).stage.model
   assert made == dataclasses.replace(tiny.MODEL, dropout=0.2, compute='bfloat16', remat=True,
-                                     scan=False, logits_chunk=4)
+                                     scan=False, logits_chunk=4, fused=False)
 
 
 def test_a_run_without_a_parent_starts_at_random(tiny):

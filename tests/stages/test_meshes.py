@@ -97,7 +97,7 @@ def test_attention_in_pieces_rematerialised_on_eight_devices(bench, tiny, model,
 def test_attention_in_one_kernel_on_eight_devices(bench, tiny, model, stages, monkeypatch, name):
   """XLA's operations in the kernel's place; rows are turned to begin with a valid token."""
   one, told = bench(stages[name], model).step()
-  monkeypatch.setattr(attention, 'KERNELS', {'cpu': 'xla'})
+  monkeypatch.setattr(attention, 'KERNELS', {jax.default_backend(): 'xla'})
   monkeypatch.setattr(transformer, 'has_kernel', lambda config, time: True)
   made = bench(stages[name], dataclasses.replace(model, context=model.context + 1))
   _, _, state, metrics = sharded_update(made, (2, 2, 2))
