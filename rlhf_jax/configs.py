@@ -1,5 +1,5 @@
-"""Every setting of every run, as frozen dataclasses; plain Python, no jax, so that `list` and
-`--help` answer at once.
+"""Every setting of every run, as frozen dataclasses, and which models cannot be (`check_model`);
+plain Python, no jax, so that `list` and `--help` answer at once.
 
 A comment behind a field is its documentation: `--help` prints it. A field whose value the paper
 leaves open says "paper: not stated". Where a field names a run it may name a model folder instead,

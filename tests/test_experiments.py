@@ -95,6 +95,7 @@ runs['sft16'] = dataclasses.replace(
 @pytest.mark.long
 def test_a_reward_of_ones_own_is_learnt(tmp_path):
   rlhf_jax('run', 'experiments/own_reward.py', '--workdir', tmp_path, '--gpt.steps', 60,
+           '--gpt.data.0.size', 4000, '--sft.data.0.size', 600,
            '--sft.steps', 20, '--ppo.updates', 25, '--ppo.kl_coef', 0.0)
   metrics = (tmp_path / 'ppo' / 'metrics.jsonl').read_text()
   rows = [json.loads(line) for line in metrics.splitlines()]

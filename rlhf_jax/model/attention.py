@@ -43,10 +43,8 @@ def _trial(kernel, time, heads, groups, size):
     out, pull = jax.vjp(functools.partial(causal, kernel=kernel), *given[:3])
     return jax.tree.map(lambda x: x.astype(jnp.float32), (out, *pull(given[3])))
 
-  def furthest():
-    far = lambda one, other: jnp.linalg.norm(one - other) / jnp.linalg.norm(other)
-    return jnp.max(jnp.stack(jax.tree.map(far, pulled(kernel), pulled('xla'))))
-
+  far = lambda one, other: jnp.linalg.norm(one - other) / jnp.linalg.norm(other)
+  furthest = lambda: jnp.max(jnp.stack(jax.tree.map(far, pulled(kernel), pulled('xla'))))
   with jax.ensure_compile_time_eval():
     try:
       gap = float(jax.jit(furthest)())

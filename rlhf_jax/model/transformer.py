@@ -147,7 +147,8 @@ class Attention(nn.Module):
     if config.positions == 'rope':
       query, key = rotate(query, *map(ask, turn)), rotate(key, *turn)
     if mask is None:
-      out, made = take(causal(query, key, value)), None
+      given = (constrain(x, 'batch', None, 'heads', None) for x in (query, key, value))
+      out, made = take(causal(*given)), None
     else:
       key, value = made = key.swapaxes(1, 2), value.swapaxes(1, 2)  # [B, G, S, H]
       if cache is not None and index is None:  # what stands before several rows

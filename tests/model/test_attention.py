@@ -88,6 +88,9 @@ def test_no_mask_is_made(dense, rows, kernel):
     dataclasses.replace(dense.config, fused=True), dense.params, *rows).as_text()
   batch, time = rows[0].shape
   assert f'tensor<{batch}x{time}x{time}xi1>' not in text
+  plain = jax.jit(transformer.hidden, static_argnums=0).lower(
+    dataclasses.replace(dense.config, fused=False), dense.params, *rows).as_text()
+  assert f'tensor<{batch}x{time}x{time}xi1>' in plain
 
 
 def test_causal_is_softmax_over_what_stands_before(kernel):

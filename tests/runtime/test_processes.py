@@ -20,9 +20,9 @@ from rlhf_jax.runtime.metrics import timeless
 
 pytestmark = pytest.mark.long
 ROOT = pathlib.Path(__file__).parents[2]
-# The quickstart's PPO-ptx with fewer layers, from parents that are made in seconds.
+# The quickstart's PPO-ptx with one layer, from parents that are made in seconds.
 SMALL = """
---gpt.model.layers 2 --gpt.data.0.size 2000 --gpt.steps 20
+--gpt.model.layers 1 --gpt.data.0.size 2000 --gpt.steps 20
 --sft.data.0.size 200 --sft.pretraining.0.size 2000 --sft.epochs 1
 --rankings.prompts.0.size 60 --reward.epochs 1
 --ppo_ptx.prompts.0.size 400 --ppo_ptx.pretraining.0.size 2000 --ppo_ptx.updates 3

@@ -99,7 +99,8 @@ def test_attention_in_one_kernel_on_eight_devices(bench, tiny, model, stages, mo
   one, told = bench(stages[name], model).step()
   monkeypatch.setattr(attention, 'KERNELS', {jax.default_backend(): 'xla'})
   monkeypatch.setattr(transformer, 'has_kernel', lambda config, time: True)
-  made = bench(stages[name], dataclasses.replace(model, context=model.context + 1))
+  other = dataclasses.replace(model, context=model.context + 1)  # a bench is made once a model
+  made = bench(stages[name], other)
   _, _, state, metrics = sharded_update(made, (2, 2, 2))
   for part in ('policy', 'value') if name == 'ppo' else ('model',):
     assert tiny.far(getattr(state, part).params, getattr(one, part).params) <= 1e-5
