@@ -9,14 +9,16 @@ and rows. SFT and reward-model step: tokens/s, model FLOPs against a matmul of t
 `plain` is without the fused kernel for attention.
 Rollout: tokens/s, bytes a step against a large copy of the same process. PPO-ptx: the whole update
 and its split. Tests: the fast suite, float32 products in full precision, deterministic kernels.
-Each part is a process (gpu_part.py), ended when its time is over; one that is not begun for lack of
-time is named. FILE is rewritten after every part, so a killed run leaves what it has. Last line:
-RESULT {json}. Exit code 1 if a part failed; failing tests are told, not counted as that. Exit code
-2, and nothing measured, where jax has no GPU.
+First the programs of all parts are compiled, several at once, into a folder beside FILE where the
+parts find them. Each part is a process (gpu_part.py), ended when its time is over; one that is not
+begun for lack of time is named. FILE is rewritten after every part, so a killed run leaves what it
+has. Last line: RESULT {json}. Exit code 1 if a part failed; failing tests are told, not counted as
+that. Exit code 2, and nothing measured, where jax has no GPU.
 Left out: several GPUs.
 """
 
 import argparse
+import concurrent.futures
 import datetime
 import importlib.metadata
 import json
@@ -69,10 +71,13 @@ WORK = ('sft', 'sft_plain', 'reward', 'rollout', 'ppo')
 LIMITS = {'rates': 60, 'sft': 90, 'sft_plain': 60, 'reward': 90, 'rollout': 150,
           'ppo': 210}  # seconds of a part
 LEAST = 20  # seconds under which no part is begun
+COMPILING = 0.6  # of the whole time at most, before the first part
 GPU = {'JAX_PLATFORMS': 'cuda,cpu', 'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.92'}
-PRECISE = {'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
-           'XLA_FLAGS': '--xla_gpu_deterministic_ops=true',
-           'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}
+CACHE = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+         'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1'}
+SHARED = {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}  # several processes on the GPU
+PRECISE = SHARED | {'JAX_DEFAULT_MATMUL_PRECISION': 'highest',
+                    'XLA_FLAGS': '--xla_gpu_deterministic_ops=true'}
 PACKAGES = ('jax', 'jaxlib', 'jax-cuda12-plugin', 'jax-cuda13-plugin', 'flax', 'optax', 'numpy',
             'orbax-checkpoint', 'grain', 'array_record', 'tensorflow-datasets', 'pytest')
 
@@ -174,6 +179,33 @@ def seen() -> str:
 # ----- all parts
 
 
+def command_of(name: str, models: dict[str, Any], dry: bool, **more: Any) -> list[str]:
+  """The process of a part."""
+  return [sys.executable, str(work.HERE / 'gpu_part.py'),
+          json.dumps(wish_of(name, models, dry) | more)]
+
+
+def prepared(wanted: list[str], models: dict[str, Any], dry: bool, environment: dict[str, str],
+             left: float, at_once: int) -> dict[str, Any]:
+  """Compiles the parts' programs, so many parts at once, those that take longest first: seconds of
+  each program, or why there are none (the part then compiles them itself).
+  """
+  def one(name):
+    try:
+      return work.measured(command_of(name, models, dry, prepare=True), environment | SHARED,
+                           max(1.0, ends - time.monotonic()))['compile_seconds']
+    except work.Failed as error:
+      return str(error)[-300:]
+
+  ends, order = time.monotonic() + left, [name for name in reversed(wanted) if '/' in name]
+  progress = work.Left(len(order) or 1)
+  with concurrent.futures.ThreadPoolExecutor(at_once) as pool:
+    asked = {pool.submit(one, name): name for name in order}
+    for future in concurrent.futures.as_completed(asked):
+      progress.step(f'compiled {asked[future]}')
+  return {name: future.result() for future, name in asked.items()}
+
+
 def show(name: str, told: dict[str, Any]) -> None:
   """A line or a few for each part."""
   if 'error' in told or 'skipped_for' in told:
@@ -196,17 +228,17 @@ def show(name: str, told: dict[str, Any]) -> None:
           'a matmul', flush=True)
 
 
-def done(name: str, models: dict[str, Any], dry: bool, left: float, workers: int) -> dict[str, Any]:
+def done(name: str, models: dict[str, Any], dry: bool, environment: dict[str, str], left: float,
+         workers: int) -> dict[str, Any]:
   """One part's result, or why there is none."""
   if left < LEAST:
     return {'skipped_for': f'{max(left, 0):.0f} s were left'}
   if name == 'tests':
     return tests(left, dry, workers)
   limit = left if dry else min(left, LIMITS[name.split('/')[-1]])
-  command = [sys.executable, str(work.HERE / 'gpu_part.py'), json.dumps(wish_of(name, models, dry))]
   started = time.monotonic()
   try:
-    told = work.measured(command, {} if dry else GPU, limit)
+    told = work.measured(command_of(name, models, dry), environment, limit)
   except work.Failed as error:
     told = {'error': str(error)[-1500:]}
   return told | {'part_seconds': round(time.monotonic() - started, 1)}
@@ -219,6 +251,8 @@ def main() -> None:
   parser.add_argument('--parts', default='', help='some of them, separated by commas')
   parser.add_argument('--seconds', type=float, default=570, help='for all parts together')
   parser.add_argument('--workers', type=int, default=8, help='processes of the tests')
+  parser.add_argument('--compilers', type=int, default=max(1, (os.cpu_count() or 1) // 4),
+                      help='parts that are compiled at once')
   parser.add_argument('--out', type=pathlib.Path, default=work.ROOT / 'runs' / 'bench' / 'gpu.json')
   options = parser.parse_args()
   models = TOY if options.dry else MODELS
@@ -230,10 +264,15 @@ def main() -> None:
                 'jax has one ($PYTHON for gpu.sh), or say --dry for toy sizes on a CPU')
   started, told = time.monotonic(), {'impl': 'rlhf_jax', 'task': 'gpu', 'dry': options.dry}
   told |= {'machine': machine(), 'settings': models, 'parts': {}}
-  options.out.parent.mkdir(parents=True, exist_ok=True)
+  cache = options.out.resolve().parent / 'gpu_cache'
+  cache.mkdir(parents=True, exist_ok=True)
+  environment = CACHE | {'JAX_COMPILATION_CACHE_DIR': str(cache)} | ({} if options.dry else GPU)
+  left = lambda: options.seconds - (time.monotonic() - started)
+  told['compiled'] = prepared(wanted, models, options.dry, environment, left() * COMPILING,
+                              options.compilers)
+  told['compile_seconds'] = round(time.monotonic() - started, 1)
   for name in wanted:
-    left = options.seconds - (time.monotonic() - started)
-    told['parts'][name] = done(name, models, options.dry, left, options.workers)
+    told['parts'][name] = done(name, models, options.dry, environment, left(), options.workers)
     show(name, told['parts'][name])
     told['seconds'] = round(time.monotonic() - started, 1)
     options.out.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')

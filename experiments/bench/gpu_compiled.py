@@ -17,7 +17,7 @@ import dataclasses
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -31,13 +31,12 @@ import jax
 import jax.numpy as jnp
 import measure
 import ppo_update
-import training_step
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import configs
-from rlhf_jax.model import attention, sharding, transformer
-from rlhf_jax.runtime import collectives
+from rlhf_jax.model import attention
+from rlhf_jax.runtime import collectives, executables
 
 FLOPS, BANDWIDTH = 989e12, 4.8e12  # NVIDIA H200, SXM: dense bfloat16 a second, bytes a second
 TARGET = """
@@ -145,43 +144,26 @@ def _bytes(program: Any, instructions: dict[str, Any], made: Any) -> float:
 # ----- programs
 
 
-def _abstract(make: Callable[[], Any]) -> Any:
-  """A Task whose state is shapes."""
-  made = []
-  state = jax.eval_shape(lambda: made.append(make()) or made[0].state)
-  made[0].state = state
-  return made[0]
+def flops_of(wish: dict[str, Any], run: Any, given: tuple) -> float:
+  """Of one part's largest program, what is computed twice left out."""
+  trips = trips_of(wish)
+  if wish['part'] == 'ppo':  # scanned layers are soon traced
+    model = dataclasses.replace(configs.Model(**wish['model']), scan=True)
+    stage, *state = ppo_update.shaped(model, gpu_part.ppo_config(wish)[0])
+    run, given = executables.update(stage, None), (*state, *given[2:])
+  found = measure.counted(run, *given, trips=trips)
+  return found.total - found.recomputed
 
 
-def program_of(wish: dict[str, Any]) -> tuple[Any, tuple, float, int]:
-  """(a jitted function, its arguments, FLOPs, trips of a decoding loop) of one part of gpu.py."""
-  model, key = configs.Model(**wish['model']), jax.eval_shape(lambda: jax.random.key(0))
-  counted = lambda function, *given, trips=None: (
-    lambda found: found.total - found.recomputed)(measure.counted(function, *given, trips=trips))
-  if wish['part'] in training_step.TASKS:
-    task = _abstract(lambda: training_step.TASKS[wish['part']](
-      model, wish['rows'], wish['length'], wish['microbatch'], count=1))
-    given = (task.state, task.frozen, task.batches[0], key)
-    return jax.jit(task.stage.update, donate_argnums=0), given, counted(task.stage.update,
-                                                                        *given), 0
-  if wish['part'] == 'rollout':
-    params = jax.eval_shape(lambda key: sharding.in_compute_type(
-      transformer.init(model, key), model.compute), key)
-    rows = jax.ShapeDtypeStruct((max(wish['batches']), wish['prompt']), jnp.int32)
-    run, trips = gpu_part.sampler(model, wish['response']), wish['response'] - 1
-    given = (params, rows, key, jax.ShapeDtypeStruct((model.vocabulary,), jnp.int32))
-    return run, given, counted(run, *given, trips=trips), trips
-  config, _ = gpu_part.ppo_config(wish)
-  batch, trips = ppo_update.batch_of(model, config), config.response_length - 1
-  stage, *rest = ppo_update.shaped(model, config)
-  scanned, *same = ppo_update.shaped(dataclasses.replace(model, scan=True), config)  # soon traced
-  flops = counted(scanned.update, *same, batch, key, trips=trips)
-  return jax.jit(stage.update, donate_argnums=0), (*rest, batch, key), flops, trips
+def trips_of(wish: dict[str, Any]) -> int:
+  """How often the decoding loop of a part's program runs; 0 where it has none."""
+  return wish.get('response', wish.get('response_length', 1)) - 1
 
 
 def compiled(wish: dict[str, Any], place: Any, kernel: bool, top: int) -> dict[str, Any]:
   """Compiles one part for the target, and what the program is like."""
-  run, given, flops, trips = program_of(wish)
+  run, given = gpu_part.programs(wish)[-1]
+  flops, trips = flops_of(wish, run, given), trips_of(wish)
   there = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=place), given)
   started = time.monotonic()
   kernels_here = {jax.default_backend(): 'cudnn'} if kernel else {}

@@ -5,7 +5,7 @@
 The JSON names the part, the model's fields and the sizes of the work (gpu.py has the table). Every
 part measures the rate it is compared with, of a matmul or a copy, in its own process.
 Model FLOPs: matrix products of the traced program, what rematerialisation computes twice left out,
-masked attention counted as far as it is computed.
+masked attention counted as far as it is computed. With "prepare" its programs are compiled only.
 Left out: several devices.
 """
 
@@ -17,6 +17,7 @@ import pathlib
 import re
 import sys
 import tempfile
+import time
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -34,6 +35,7 @@ import training_step
 
 from rlhf_jax import configs
 from rlhf_jax.model import attention, generate, positions, sharding, transformer
+from rlhf_jax.runtime import executables
 
 
 def rates(wish: dict[str, Any]) -> dict[str, Any]:
@@ -120,9 +122,11 @@ def profiled(run: Callable[[], Any], count: int = 14) -> dict[str, Any]:
 
 def sampler(model: configs.Model, length: int) -> Any:
   """(parameters, tokens [B, P], key, end ids) -> Rollout, compiled."""
-  return jax.jit(lambda params, tokens, key, eos: generate.generate(
-    model, params, tokens, jnp.ones_like(tokens, bool), key, length=length, temperature=1.0,
-    eos=eos, pad=0))
+  def sample(params, tokens, key, eos):
+    return generate.generate(model, params, tokens, jnp.ones_like(tokens, bool), key,
+                             length=length, temperature=1.0, eos=eos, pad=0)
+
+  return jax.jit(sample)
 
 
 def rollout(wish: dict[str, Any]) -> dict[str, Any]:
@@ -135,7 +139,7 @@ def rollout(wish: dict[str, Any]) -> dict[str, Any]:
   prompt, length, copy = wish['prompt'], wish['response'], measure.copy_rate(wish['copy'], 10)
   params = jax.jit(lambda key: sharding.in_compute_type(transformer.init(model, key),
                                                         model.compute))(jax.random.key(1))
-  all_ids, none = jnp.arange(model.vocabulary), jnp.full(model.vocabulary, -1)
+  all_ids, none = jnp.arange(model.vocabulary), jnp.full(model.vocabulary, -1, jnp.int32)
   run = sampler(model, length)
   batches, told, key = wish['batches'], [], jax.random.key(5)
   for rows in batches:
@@ -165,22 +169,31 @@ def ppo_config(wish: dict[str, Any]) -> tuple[configs.PPO, dict[str, Any]]:
 
 
 def ppo(wish: dict[str, Any]) -> dict[str, Any]:
-  """The whole PPO-ptx update, and its phases each by itself."""
+  """The whole PPO-ptx update, and its phases: rollout and scoring each by itself, training as what
+  is left of the whole, and of that ptx, which the same program skips where γ = 0.
+  """
   model = configs.Model(**wish['model'])
   config, given = ppo_config(wish)
   rate = measure.matmul_rate(wish['matmul'], 10, model.compute)
-  batch = ppo_update.batch_of(model, config)
+  batch, key = ppo_update.batch_of(model, config), jax.random.key(3)
   scanned = ppo_update.shaped(dataclasses.replace(model, scan=True), config)  # traced at once
   found = measure.counted(scanned[0].update, *scanned[1:], batch, jax.random.key(0),
                           trips=config.response_length - 1)
   stage, state, frozen = ppo_update.make(model, config)
   weights = measure.parameters(state.policy.params)
-  holder = [state]
-  del state  # the phases donate it
-  state, split = ppo_update.phases(config, stage, holder.pop(), frozen, batch, wish['repeats'])
-  done = measure.steps(stage, state, frozen, [batch], wish['steps'], warm=1)
+  _, split = ppo_update.begun(config, stage, state, frozen, batch, wish['repeats'])
+  done = measure.steps(stage, state, frozen, [batch], wish['steps'], warm=1)  # donates it
   assert done.metrics['response_length'] == config.response_length
-  top = profiled(lambda: done.update(done.state, frozen, batch, jax.random.key(3), np.int32(0)))
+  holder = [done.state]
+
+  def updated():
+    holder[0], metrics = done.update(holder[0], frozen, batch, key, np.int32(0))
+    return metrics
+
+  top = profiled(updated)
+  holder[0] = holder[0].replace(ptx_coef=jnp.zeros_like(holder[0].ptx_coef))
+  split |= {'training': done.seconds - sum(split.values()),
+            'ptx': done.seconds - measure.timed(updated, wish['repeats'])}
   length = config.prompt_length + config.response_length
   return {'parameters': weights, 'work': given, 'profile': top,
           'fused_attention': attention.has_kernel(model, length)} | ppo_update.rates(
@@ -191,18 +204,65 @@ def ppo(wish: dict[str, Any]) -> dict[str, Any]:
     'logprob_gap': done.metrics.get('logprob_gap')}
 
 
+# ----- compiling
+
+
+def _abstract(make: Callable[[], Any]) -> Any:
+  """A Task whose state is shapes."""
+  made = []
+  state = jax.eval_shape(lambda: made.append(make()) or made[0].state)
+  made[0].state = state
+  return made[0]
+
+
+def programs(wish: dict[str, Any]) -> list[tuple[Any, tuple]]:
+  """What a part compiles, each a jitted function and its arguments' shapes; the largest last."""
+  model, shape = configs.Model(**wish['model']), jax.ShapeDtypeStruct
+  key, number = jax.eval_shape(lambda: jax.random.key(0)), shape((), np.int32)
+  if wish['part'] in training_step.TASKS:
+    task = _abstract(lambda: training_step.TASKS[wish['part']](
+      model, wish['rows'], wish['length'], wish['microbatch'], count=1))
+    return [(executables.update(task.stage, None),
+             (task.state, task.frozen, task.batches[0], key, number))]
+  if wish['part'] == 'rollout':
+    params = jax.eval_shape(lambda key: sharding.in_compute_type(
+      transformer.init(model, key), model.compute), key)
+    run, ids = sampler(model, wish['response']), shape((model.vocabulary,), np.int32)
+    return [(run, (params, shape((rows, wish['prompt']), np.int32), key, ids))
+            for rows in sorted(wish['batches'])]
+  config, _ = ppo_config(wish)
+  batch = ppo_update.batch_of(model, config)
+  stage, state, frozen = ppo_update.shaped(model, config)
+  first, second = ppo_update.beginnings(config, stage)
+  sampled = state.policy.params, batch['prompts'], key
+  return [(first, sampled), (second, (state, frozen, jax.eval_shape(first, *sampled))),
+          (executables.update(stage, None), (state, frozen, batch, key, number))]
+
+
+def prepare(wish: dict[str, Any]) -> dict[str, Any]:
+  """Compiles a part's programs, for the cache that JAX_COMPILATION_CACHE_DIR names."""
+  seconds = []
+  for run, given in programs(wish):
+    started = time.monotonic()
+    run.lower(*given).compile()
+    seconds.append(round(time.monotonic() - started, 2))
+  return {'compile_seconds': seconds}
+
+
 PARTS = {'rates': rates, 'sft': step, 'reward': step, 'rollout': rollout, 'ppo': ppo}
 
 
 def main() -> None:
   """Measures and prints."""
   wish = json.loads(sys.argv[1])
-  device = jax.devices()[0]
+  device, cache = jax.devices()[0], collections.Counter()
+  jax.monitoring.register_event_listener(lambda event, **_: cache.update([event.split('/')[-1]]))
   with warnings.catch_warnings(record=True) as heard:
     warnings.simplefilter('always', UserWarning)
-    told = PARTS[wish['part']](wish)
+    told = (prepare if wish.get('prepare') else PARTS[wish['part']])(wish)
   told['warnings'] = sorted({str(warning.message)[:300] for warning in heard
                              if warning.category is UserWarning})
+  told |= {name: cache[name] for name in ('cache_hits', 'cache_misses')}
   memory = device.memory_stats() or {}  # None on a CPU
   if 'peak_bytes_in_use' in memory:
     told['device_peak_gib'] = round(memory['peak_bytes_in_use'] / 2**30, 3)

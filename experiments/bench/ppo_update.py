@@ -156,33 +156,40 @@ def train(config: configs.PPO, models: ppo.Models, state: ppo.State, seen: Any, 
   return ppo.epochs_of_minibatches(config, models, state, seen, text, key)
 
 
+def beginnings(config: configs.PPO, stage: Any) -> tuple[Any, Any]:
+  """The first two phases, each jitted by itself: (policy parameters, prompts, key) -> Rollout, and
+  (state, frozen, rollout) -> Experience.
+  """
+  models = stage.update.args[1]
+  return tuple(jax.jit(functools.partial(f, config, models)) for f in (roll_out, score))
+
+
+def begun(config: configs.PPO, stage: Any, state: Any, frozen: Any, batch: dict,
+          repeats: int) -> tuple[experience.Experience, dict[str, float]]:
+  """What an update learns from, and the seconds of rollout and scoring, each compiled by itself."""
+  first, second = beginnings(config, stage)
+  sample = lambda: first(state.policy.params, batch['prompts'], jax.random.key(5))
+  rollout = sample()
+  seen = second(state, frozen, rollout)
+  return seen, {'rollout': measure.timed(sample, repeats),
+                'scoring': measure.timed(lambda: second(state, frozen, rollout), repeats)}
+
+
 def phases(config: configs.PPO, stage: Any, state: Any, frozen: Any, batch: dict,
            repeats: int) -> tuple[Any, dict[str, float]]:
   """(the state after it, seconds of rollout, scoring and training), each compiled by itself.
 
-  The state is donated, since there is no room for two of a large one. Where the config has text,
-  'ptx' is what the pass over it adds to 'training', which has it too: γ = 0 skips it.
+  The state is donated, since there is no room for two of a large one.
   """
-  models, key, text = stage.update.args[1], jax.random.key(5), batch.get('pretraining')
-  bound = [jax.jit(functools.partial(f, config, models)) for f in (roll_out, score)]
-  rollout = bound[0](state.policy.params, batch['prompts'], key)
-  seen = bound[1](state, frozen, rollout)
-  found = {
-    'rollout': measure.timed(lambda: bound[0](state.policy.params, batch['prompts'], key), repeats),
-    'scoring': measure.timed(lambda: bound[1](state, frozen, rollout), repeats)}
-  step = jax.jit(functools.partial(train, config, models), donate_argnums=0)
+  seen, found = begun(config, stage, state, frozen, batch, repeats)
+  step = jax.jit(functools.partial(train, config, stage.update.args[1]), donate_argnums=0)
   holder = [state]
 
   def trained():
-    holder[0], metrics = step(holder[0], seen, text, key)
+    holder[0], metrics = step(holder[0], seen, batch.get('pretraining'), jax.random.key(5))
     return metrics
 
   found['training'] = measure.timed(trained, repeats)
-  if text is not None:
-    gamma = jnp.copy(holder[0].ptx_coef)
-    holder[0] = holder[0].replace(ptx_coef=jnp.zeros_like(gamma))
-    found['ptx'] = found['training'] - measure.timed(trained, repeats)
-    holder[0] = holder[0].replace(ptx_coef=gamma)
   return holder[0], found
 
 

@@ -10,6 +10,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from running import QUICK
 
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime.metrics import timeless
@@ -37,7 +38,7 @@ def slurm(tmp_path_factory):
     pytest.skip(told.strip().splitlines()[-1])
   assert made.returncode == 0, told
   bin_ = str(pathlib.Path(sys.executable).parent)
-  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {
+  environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | QUICK | {
     'SLURM_CONF': str(folder / 'slurm.conf'), 'JAX_PLATFORMS': 'cpu',
     'PATH': f"{bin_}:{os.environ['PATH']}",
     'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('executables'))}

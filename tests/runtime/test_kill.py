@@ -13,6 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from running import QUICK
 
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime.metrics import timeless
@@ -44,7 +45,8 @@ def command(folder, *words) -> list[str]:
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
   """One compilation cache for the processes of this file, as one workdir has it for its own."""
-  return os.environ | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('executables'))}
+  cache = str(tmp_path_factory.mktemp('executables'))
+  return os.environ | QUICK | {'JAX_COMPILATION_CACHE_DIR': cache}
 
 
 @pytest.fixture(scope='module')

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import object_store
 import pytest
-from running import end, started
+from running import QUICK, end, started
 
 from rlhf_jax import __main__, configs
 from rlhf_jax.data import store
@@ -140,7 +140,7 @@ def start(bucket, *words, launcher=()):
            if key not in ('XLA_FLAGS', 'JAX_COMPILATION_CACHE_DIR')}
   started.append(subprocess.Popen(
     [*launcher, sys.executable, '-m', 'rlhf_jax', *words], cwd=ROOT, text=True,
-    env=quiet | bucket.environment | {'JAX_PLATFORMS': 'cpu'}, stdout=subprocess.PIPE,
+    env=quiet | QUICK | bucket.environment | {'JAX_PLATFORMS': 'cpu'}, stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT, start_new_session=True))
   return started[-1]
 

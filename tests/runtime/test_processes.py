@@ -13,7 +13,7 @@ import time
 import jax
 import numpy as np
 import pytest
-from running import end, started
+from running import QUICK, end, started
 
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime.metrics import timeless
@@ -39,7 +39,7 @@ gpt --gpt.data.0.size 600 --gpt.steps 1000000 --gpt.evaluate_every 0 --gpt.model
 def environment(tmp_path_factory):
   """One compilation cache for the processes of this file, one device for each of them."""
   cache = str(tmp_path_factory.mktemp('executables'))
-  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | {
+  return {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'} | QUICK | {
     'JAX_COMPILATION_CACHE_DIR': cache, 'JAX_PLATFORMS': 'cpu'}
 
 
