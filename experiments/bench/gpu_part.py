@@ -63,7 +63,7 @@ def step(wish: dict[str, Any]) -> dict[str, Any]:
   top = profiled(lambda: done.update(done.state, task.frozen, task.batches[0], jax.random.key(3),
                                      np.int32(0)))
   return {'rows': task.rows, 'length': task.length, 'parameters': weights, 'profile': top,
-          'fused_attention': wish['part'] == 'sft' and attention.has_kernel(model, task.length)
+          'fused_attention': attention.has_kernel(model, task.length)
           } | training_step.rates(
     done, task.tokens, found.total - found.recomputed, rate) | {
     'recomputed_gflop': round(found.recomputed / 1e9, 3),

@@ -271,9 +271,8 @@ def _shapes(config):
   rows = round(config.ptx_ratio * config.episodes)
   if rows:
     text = (rows, config.text_length)
-    shapes['pretraining'] = {
-      'tokens': shape(text, np.int32), 'valid': shape(text, np.bool_),
-      'mask': shape(text, np.bool_)}
+    shapes['pretraining'] = {'tokens': shape(text, np.int32), 'valid': shape(text, np.bool_),
+                             'mask': shape(text, np.bool_)}
   return shapes
 
 
@@ -304,9 +303,8 @@ def _batches(config, parent, place):
 def _value_start(config, parents, key):
   """What the value model starts from: the reward model (paper), or a trunk with a zero head."""
   role = 'value' if config.value else 'reward' if 'reward' in parents else 'policy'
-  return role, (
-    lambda model, params:
-    (params if 'head' in params else transformer.with_scalar_head(model, params, key, zero=True)))
+  return role, lambda model, params: params if 'head' in params else (
+    transformer.with_scalar_head(model, params, key, zero=True))
 
 
 def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,

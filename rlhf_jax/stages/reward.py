@@ -26,9 +26,14 @@ CENTRE_ROWS = 1024  # demonstrations at most whose mean score becomes 0
 
 
 def _forward(model, length, params, batch):
-  """Scores [B, K]. Prompts that the mesh does not divide are read again for every completion."""
+  """Scores [B, K]. Prompts are read again for every completion where the mesh does not divide them,
+  or where a kernel then takes the rows and they have at most a third more tokens.
+  """
   tokens, valid = batch['tokens'], batch['valid']
-  if sharding.divided(len(tokens)) == len(tokens):
+  count, total = tokens.shape[1:]
+  whole = transformer.has_kernel(model, total) and (
+    4 * (count - 1) * (total - length) <= count * total)
+  if not whole and sharding.divided(len(tokens)) == len(tokens):
     return experience.scores_of_completions(model, params, tokens, valid, length)
   flat = lambda x: x.reshape(-1, x.shape[-1])
   return experience.scores(model, params, flat(tokens), flat(valid)).reshape(tokens.shape[:2])
@@ -83,8 +88,7 @@ def _stack(data, names, batch):
   arrays = {k: np.stack([data[i][k] for i in range(len(data))]) for k in names}
   missing = -len(data) % batch
   arrays = {k: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for k, a in arrays.items()}
-  if missing:
-    arrays['present'][-missing:] = False
+  arrays['present'][len(data):] = False
   return arrays
 
 
@@ -139,9 +143,7 @@ class _Preferred:
 def _evaluate(config, forward, heldout, state, frozen, step):
   """Loss and accuracy on each held-out set."""
   metrics = {}
-  for name, data in heldout.items():
-    if not len(data):
-      continue
+  for name, data in ((name, data) for name, data in heldout.items() if len(data)):
     arrays = _stack(data, ('tokens', 'valid', 'ranks', 'present'), config.batch)
     scores = np.concatenate([
       sharding.to_host(forward(state.model.params, {k: a[i:i + config.batch]

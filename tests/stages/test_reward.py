@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import configs
-from rlhf_jax.model import transformer
+from rlhf_jax.model import attention, transformer
 from rlhf_jax.stages import reward, stage
 
 
@@ -216,3 +216,36 @@ def test_rankings_of_a_run_are_not_looked_for_below_the_data():
   collected = stage.Parent(None, None, None, None, pathlib.Path('runs/a/rankings'))
   source, = reward._sources(configs.Reward(data='rankings'), {'data': collected}, 'data')
   assert source.files == (str(pathlib.Path.cwd() / 'runs/a/rankings/rankings.jsonl'),)
+
+
+@pytest.mark.parametrize(('count', 'length', 'whole'), [(2, 6, True), (2, 5, False), (3, 6, False)])
+def test_a_kernel_takes_whole_rows_where_those_are_few_more(base, monkeypatch, count, length,
+                                                            whole):
+  """Prompts of the other tokens of 11, read twice: 22 tokens for 16 of K = 2 with 6; XLA's
+  operations in the kernel's place.
+  """
+  model, params = base.stage.model, base.state.model.params
+  random, took, causal = np.random.default_rng(4), [], attention.causal
+  tokens = random.integers(3, model.vocabulary, (4, count, 11)).astype(np.int32)
+  tokens[:, 1:, :-length] = tokens[:, :1, :-length]
+  starts = random.integers(0, 11 - length, (4, 1, 1))
+  valid = (np.arange(11) >= starts) & (np.arange(11) < random.integers(12 - length, 12,
+                                                                       (4, count, 1)))
+  weights = random.normal(size=(4, count))
+
+  def made():
+    def total(params):
+      scores = reward._forward(model, length, params, {'tokens': tokens, 'valid': valid})
+      return jnp.sum(scores * weights), scores
+
+    return jax.jit(jax.grad(total, has_aux=True))(params)
+
+  gradient, scores = made()
+  monkeypatch.setattr(attention, 'KERNELS', {jax.default_backend(): 'xla'})
+  monkeypatch.setattr(transformer, 'has_kernel', lambda config, time: True)
+  monkeypatch.setattr(transformer, 'causal', lambda *given: took.append(1) or causal(*given))
+  found, again = made()
+  assert bool(took) == whole
+  np.testing.assert_allclose(again, scores, rtol=1e-4, atol=1e-5)
+  for one, other in zip(*map(jax.tree.leaves, (found, gradient)), strict=True):
+    assert np.linalg.norm(one - other) <= 1e-4 * max(np.linalg.norm(other), 1e-2)
