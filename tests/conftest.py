@@ -28,7 +28,8 @@ else:
 
 
 # Files that take minutes begin first (--no-loadscope-reorder), so that all workers end together.
-SLOW = ('test_experiments.py', 'test_kill.py', 'test_processes.py', 'test_slurm.py')
+SLOW = ('test_experiments.py', 'test_processes.py', 'test_preflight.py', 'test_kill.py',
+        'test_bench.py', 'test_object_store.py', 'test_slurm.py')
 
 
 def pytest_collection_modifyitems(items):

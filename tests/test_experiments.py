@@ -108,7 +108,8 @@ def test_real_text_accounts_for_every_row(tmp_path):
     pytest.skip('the real data is not beside the repository')
   rlhf_jax('run', 'experiments/real_text.py', '--workdir', tmp_path, '--data', REAL,
            '--gpt.model.layers', 1, '--gpt.steps', 20, '--sft.epochs', 0.2,
-           '--ppo_ptx.updates', 2)
+           '--ppo_ptx.updates', 2, '--evaluation.prompts.0.size', 40,
+           '--evaluation.prompts.1.size', 40, '--evaluation.text.0.size', 40)
   results = json.loads((tmp_path / 'results.json').read_text())
   assert 0 < results['reward_model']['accuracy'] < 1
   low, high = results['reward_model']['accuracy_ci']
@@ -129,17 +130,23 @@ def test_tinystories_lists_its_runs():
   assert {'sft', 'rankings', 'reward', 'ppo', 'ppo_ptx', 'evaluation'} <= set(lines)
 
 
-@pytest.mark.long
-def test_tinystories_makes_a_real_model_better(tmp_path):
-  """With half the rankings and prompts and fewer updates; the whole, of which its file tells, takes
-  nine minutes by itself.
+@pytest.fixture(scope='module')
+def tinystories(tmp_path_factory):
+  """Its workdir with half the rankings and prompts and fewer updates; the whole, of which its file
+  tells, takes nine minutes by itself.
   """
   if not REAL.is_dir():
     pytest.skip('the real data is not beside the repository')
-  rlhf_jax('run', 'experiments/tinystories.py', '--workdir', tmp_path, '--data', REAL,
+  folder = tmp_path_factory.mktemp('tinystories')
+  rlhf_jax('run', 'experiments/tinystories.py', '--workdir', folder, '--data', REAL,
            '--rankings.prompts.0.size', 600, '--ppo.updates', 14, '--ppo_ptx.updates', 26,
            '--evaluation.prompts.0.size', 250)
-  results = json.loads((tmp_path / 'results.json').read_text())
+  return folder
+
+
+@pytest.mark.long
+def test_tinystories_makes_a_real_model_better(tinystories):
+  results = json.loads((tinystories / 'results.json').read_text())
   models = results['models']
   win = {name: models[name]['win_rate_vs_sft'] for name in models}
   assert set(models) == {'base', 'sft', 'ppo', 'ppo_ptx'}
@@ -152,23 +159,18 @@ def test_tinystories_makes_a_real_model_better(tmp_path):
   # Without the pretraining gradient more is lost, intervals apart.
   assert models['ppo']['pretraining_loss_change_ci'][0] > high
   assert results['reward_model']['accuracy'] > 0.6
-  page = (tmp_path / 'report.html').read_text(encoding='utf-8')
+  page = (tinystories / 'report.html').read_text(encoding='utf-8')
   assert 'base beside sft beside ppo beside ppo_ptx' in page and page.count('class="ask"') >= 10
 
 
 @pytest.mark.long
-def test_the_policy_of_tinystories_is_read_by_transformers(tmp_path):
+def test_the_policy_of_tinystories_is_read_by_transformers(tinystories, tmp_path):
   """Exported, it goes on from a prompt there as here."""
-  if not REAL.is_dir():
-    pytest.skip('the real data is not beside the repository')
   pytest.importorskip('torch', reason='parity needs torch and transformers: pip install .[parity]')
   transformers = pytest.importorskip('transformers')
-  rlhf_jax('run', 'experiments/tinystories.py', 'ppo_ptx', '--workdir', tmp_path, '--data', REAL,
-           '--sft.steps', 5, '--rankings.prompts.0.size', 24, '--ppo_ptx.updates', 1,
-           '--ppo_ptx.episodes', 8, '--ppo_ptx.minibatch', 4)
   folder, prompt = tmp_path / 'exported', 'Write a story about a dog and a ball.'
-  rlhf_jax('export', '--workdir', tmp_path, '--run', 'ppo_ptx', '--out', folder)
-  ours = rlhf_jax('sample', '--workdir', tmp_path, '--run', 'ppo_ptx', '--prompt', prompt,
+  rlhf_jax('export', '--workdir', tinystories, '--run', 'ppo_ptx', '--out', folder)
+  ours = rlhf_jax('sample', '--workdir', tinystories, '--run', 'ppo_ptx', '--prompt', prompt,
                   '--temperature', 0, '--max-tokens', 60).stdout
   tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
   model = transformers.AutoModelForCausalLM.from_pretrained(folder)
