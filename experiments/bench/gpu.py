@@ -259,6 +259,8 @@ def main() -> None:
   wanted = options.parts.split(',') if options.parts else names(models)
   if unknown := set(wanted) - set(names(models)):
     work.refuse(f'--parts: {", ".join(sorted(unknown))} is none of {", ".join(names(models))}')
+  if options.compilers < 1:
+    work.refuse(f'--compilers: {options.compilers} parts at once compile nothing, take 1 or more')
   if not options.dry and (found := seen()) != 'gpu':
     work.refuse(f'jax of {sys.executable} has no GPU here ({found}): start it with a python whose '
                 'jax has one ($PYTHON for gpu.sh), or say --dry for toy sizes on a CPU')
