@@ -410,7 +410,7 @@ def test_a_program_for_a_gpu_that_is_not_here():
 
 @pytest.mark.long
 def test_the_gpu_program_on_a_cpu(tmp_path):
-  wanted = ['rates', 'toy/sft', 'toy/rollout', 'toy/ppo', 'tests']  # the others are like sft
+  wanted = ['rates', 'toy/sft', 'toy/reward', 'toy/rollout', 'toy/ppo', 'tests']
   told, _ = run('gpu.py', '--dry', '--workers', 1, '--out', tmp_path / 'gpu.json', '--parts',
                 ','.join(wanted))
   written = json.loads((tmp_path / 'gpu.json').read_text())
@@ -422,12 +422,13 @@ def test_the_gpu_program_on_a_cpu(tmp_path):
   once = forward(model, 8, 16, 16) + logits(model, 8 * 8)  # scanned: the last layer like others
   assert parts['toy/sft']['gflop_per_step'] * 1e9 == pytest.approx(3 * once, rel=1e-2)
   assert [row['batch'] for row in parts['toy/rollout']['batches']] == [2, 4]
-  assert {name: len(found) for name, found in told['compiled'].items()} == {
-    'toy/sft': 1, 'toy/rollout': 2, 'toy/ppo': 3}
+  assert {name: len(found['compile_seconds']) for name, found in told['compiled'].items()} == {
+    'toy/sft': 1, 'toy/reward': 1, 'toy/rollout': 2, 'toy/ppo': 3}
+  assert all(parts[name]['cache_hits'] for name in told['compiled'])
   # Found again where they are measured, or there would be two of a kind.
   made = collections.Counter(path.name.split('-')[0] for path in
                              (tmp_path / 'gpu_cache').glob('*-cache'))
-  assert [made[f'jit_{name}'] for name in ('one', 'sample', 'roll_out', 'score')] == [2, 2, 1, 1]
+  assert [made[f'jit_{name}'] for name in ('one', 'sample', 'roll_out', 'score')] == [3, 2, 1, 1]
   assert parts['toy/ppo']['phase_seconds'].keys() == {'rollout', 'scoring', 'training', 'ptx'}
   assert sum(parts['toy/ppo']['gflop_phases'].values()) == pytest.approx(
     parts['toy/ppo']['gflop_per_update'] + parts['toy/ppo']['recomputed_gflop'], rel=1e-2)

@@ -164,10 +164,11 @@ def test_tinystories_makes_a_real_model_better(tinystories):
 
 
 @pytest.mark.long
-def test_the_policy_of_tinystories_is_read_by_transformers(tinystories, tmp_path):
+def test_the_policy_of_tinystories_is_read_by_transformers(request, tmp_path):
   """Exported, it goes on from a prompt there as here."""
   pytest.importorskip('torch', reason='parity needs torch and transformers: pip install .[parity]')
   transformers = pytest.importorskip('transformers')
+  tinystories = request.getfixturevalue('tinystories')
   folder, prompt = tmp_path / 'exported', 'Write a story about a dog and a ball.'
   rlhf_jax('export', '--workdir', tinystories, '--run', 'ppo_ptx', '--out', folder)
   ours = rlhf_jax('sample', '--workdir', tinystories, '--run', 'ppo_ptx', '--prompt', prompt,

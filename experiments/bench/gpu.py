@@ -9,11 +9,11 @@ and rows. SFT and reward-model step: tokens/s, model FLOPs against a matmul of t
 `plain` is without the fused kernel for attention.
 Rollout: tokens/s, bytes a step against a large copy of the same process. PPO-ptx: the whole update
 and its split. Tests: the fast suite, float32 products in full precision, deterministic kernels.
-First the programs of all parts are compiled, several at once, into a folder beside FILE where the
-parts find them. Each part is a process (gpu_part.py), ended when its time is over; one that is not
-begun for lack of time is named. FILE is rewritten after every part, so a killed run leaves what it
-has. Last line: RESULT {json}. Exit code 1 if a part failed; failing tests are told, not counted as
-that. Exit code 2, and nothing measured, where jax has no GPU.
+First the programs that are measured are compiled, several parts at once, into a folder beside FILE
+where the parts find them. Each part is a process (gpu_part.py), ended when its time is over; one
+that is not begun for lack of time is named. FILE is rewritten after every part, so a killed run
+leaves what it has. Last line: RESULT {json}. Exit code 1 if a part failed; failing tests are told,
+not counted as that. Exit code 2, and nothing measured, where jax has no GPU.
 Left out: several GPUs.
 """
 
@@ -188,14 +188,17 @@ def command_of(name: str, models: dict[str, Any], dry: bool, **more: Any) -> lis
 def prepared(wanted: list[str], models: dict[str, Any], dry: bool, environment: dict[str, str],
              left: float, at_once: int) -> dict[str, Any]:
   """Compiles the parts' programs, so many parts at once, those that take longest first: seconds of
-  each program, or why there are none (the part then compiles them itself).
+  each program, warnings, what was in the cache; or the error (the part then compiles them itself).
   """
   def one(name):
+    if (rest := ends - time.monotonic()) < 1:
+      return {'error': 'no time was left'}
     try:
-      return work.measured(command_of(name, models, dry, prepare=True), environment | SHARED,
-                           max(1.0, ends - time.monotonic()))['compile_seconds']
+      found = work.measured(command_of(name, models, dry, prepare=True), environment | SHARED, rest)
     except work.Failed as error:
-      return str(error)[-300:]
+      return {'error': str(error)[-300:]}
+    return {key: found[key] for key in ('compile_seconds', 'warnings', 'cache_hits',
+                                        'cache_misses')}
 
   ends, order = time.monotonic() + left, [name for name in reversed(wanted) if '/' in name]
   progress = work.Left(len(order) or 1)
@@ -273,11 +276,16 @@ def main() -> None:
   told['compiled'] = prepared(wanted, models, options.dry, environment, left() * COMPILING,
                               options.compilers)
   told['compile_seconds'] = round(time.monotonic() - started, 1)
+
+  def keep():
+    told['seconds'] = round(time.monotonic() - started, 1)
+    options.out.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')
+
+  keep()
   for name in wanted:
     told['parts'][name] = done(name, models, options.dry, environment, left(), options.workers)
     show(name, told['parts'][name])
-    told['seconds'] = round(time.monotonic() - started, 1)
-    options.out.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')
+    keep()
   work.tell(told)
   raise SystemExit(any('error' in part for part in told['parts'].values()))
 

@@ -5,7 +5,9 @@
 The JSON names the part, the model's fields and the sizes of the work (gpu.py has the table). Every
 part measures the rate it is compared with, of a matmul or a copy, in its own process.
 Model FLOPs: matrix products of the traced program, what rematerialisation computes twice left out,
-masked attention counted as far as it is computed. With "prepare" its programs are compiled only.
+masked attention counted as far as it is computed, a reward model's prompts once even where they are
+read for every completion. With "prepare" the programs that are measured are compiled only; where
+they are found in a cache `compile_seconds` is what loading takes.
 Left out: several devices.
 """
 
@@ -13,6 +15,7 @@ import collections
 import dataclasses
 import functools
 import json
+import os
 import pathlib
 import re
 import sys
@@ -256,6 +259,8 @@ def main() -> None:
   """Measures and prints."""
   wish = json.loads(sys.argv[1])
   device, cache = jax.devices()[0], collections.Counter()
+  if not wish.get('prepare') and (folder := os.environ.get('JAX_COMPILATION_CACHE_DIR')):
+    executables.drop_torn(pathlib.Path(folder))  # of a process that was ended while it wrote
   jax.monitoring.register_event_listener(lambda event, **_: cache.update([event.split('/')[-1]]))
   with warnings.catch_warnings(record=True) as heard:
     warnings.simplefilter('always', UserWarning)

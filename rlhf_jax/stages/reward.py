@@ -1,8 +1,8 @@
 """The reward model: K-way rankings in, a scalar model out whose demonstrations score 0 on average.
 
-One element is one prompt, read once where the mesh allows, with its K completions; the loss is over
-all non-tied pairs (InstructGPT §3.5, Eq. 1). Shuffling the pairs would show each completion K−1
-times an epoch and overfit (C.2).
+One element is one prompt, read once where mesh and kernel allow, with its K completions; the loss
+is over all non-tied pairs (InstructGPT §3.5, Eq. 1). Shuffling the pairs would show each completion
+K−1 times an epoch and overfit (C.2).
 Left out: ensembles; scaling to unit variance (the paper only shifts; the std is recorded).
 """
 
@@ -123,6 +123,7 @@ def _data(config, parents, place):
     demonstrations = build(language.data, heldout=language.heldout, seed=language.seed).train
   else:
     demonstrations = _Preferred(built.train)
+  heldout = {name: rows for name, rows in heldout.items() if len(rows)}
   return data_batches.batches(built.train, config.batch, config.seed), heldout, demonstrations
 
 
@@ -143,7 +144,7 @@ class _Preferred:
 def _evaluate(config, forward, heldout, state, frozen, step):
   """Loss and accuracy on each held-out set."""
   metrics = {}
-  for name, data in ((name, data) for name, data in heldout.items() if len(data)):
+  for name, data in heldout.items():
     arrays = _stack(data, ('tokens', 'valid', 'ranks', 'present'), config.batch)
     scores = np.concatenate([
       sharding.to_host(forward(state.model.params, {k: a[i:i + config.batch]

@@ -13,7 +13,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from running import QUICK
 
 from rlhf_jax.runtime import checkpoint
 from rlhf_jax.runtime.metrics import timeless
@@ -46,7 +45,7 @@ def command(folder, *words) -> list[str]:
 def environment(tmp_path_factory):
   """One compilation cache for the processes of this file, as one workdir has it for its own."""
   cache = str(tmp_path_factory.mktemp('executables'))
-  return os.environ | QUICK | {'JAX_COMPILATION_CACHE_DIR': cache}
+  return os.environ | {'JAX_COMPILATION_CACHE_DIR': cache}
 
 
 @pytest.fixture(scope='module')

@@ -289,7 +289,7 @@ def test_the_search_takes_the_first_that_fits(file, uncompiled):
 
 @pytest.mark.long
 @needs_libtpu
-@pytest.mark.parametrize('topology', ['v5e:2x4', 'v5p:2x2x2', 'tpu7x:2x2x1'])
+@pytest.mark.parametrize('topology', ['v5e:2x4', 'v6e:2x4', 'tpu7x:2x2x1'])
 def test_a_small_run_whole_for_several_chips(file, topology, tmp_path):
   out = tmp_path / 'told.json'
   assert main(['preflight', str(file), 'ppo', '--topology', topology, '--json', str(out)]) == 0

@@ -221,15 +221,15 @@ def test_rankings_of_a_run_are_not_looked_for_below_the_data():
 @pytest.mark.parametrize(('count', 'length', 'whole'), [(2, 6, True), (2, 5, False), (3, 6, False)])
 def test_a_kernel_takes_whole_rows_where_those_are_few_more(base, monkeypatch, count, length,
                                                             whole):
-  """Prompts of the other tokens of 11, read twice: 22 tokens for 16 of K = 2 with 6; XLA's
-  operations in the kernel's place.
+  """Prompts of the other tokens of 12: two as long as their completions are 24 for 18, just a third
+  more. XLA's operations in the kernel's place.
   """
   model, params = base.stage.model, base.state.model.params
   random, took, causal = np.random.default_rng(4), [], attention.causal
-  tokens = random.integers(3, model.vocabulary, (4, count, 11)).astype(np.int32)
+  tokens = random.integers(3, model.vocabulary, (4, count, 12)).astype(np.int32)
   tokens[:, 1:, :-length] = tokens[:, :1, :-length]
-  starts = random.integers(0, 11 - length, (4, 1, 1))
-  valid = (np.arange(11) >= starts) & (np.arange(11) < random.integers(12 - length, 12,
+  starts = random.integers(0, 12 - length, (4, 1, 1))
+  valid = (np.arange(12) >= starts) & (np.arange(12) < random.integers(13 - length, 13,
                                                                        (4, count, 1)))
   weights = random.normal(size=(4, count))
 
