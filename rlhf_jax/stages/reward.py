@@ -31,8 +31,8 @@ def _forward(model, length, params, batch):
   """
   tokens, valid = batch['tokens'], batch['valid']
   count, total = tokens.shape[1:]
-  whole = transformer.has_kernel(model, total) and (
-    4 * (count - 1) * (total - length) <= count * total)
+  again = (count - 1) * (total - length)  # tokens of prompts
+  whole = transformer.has_kernel(model, total) and 4 * again <= count * total
   if not whole and sharding.divided(len(tokens)) == len(tokens):
     return experience.scores_of_completions(model, params, tokens, valid, length)
   flat = lambda x: x.reshape(-1, x.shape[-1])
@@ -159,9 +159,7 @@ def _evaluate(config, forward, heldout, state, frozen, step):
 
 
 def _finish(model, demonstrations, state, frozen):
-  """Shifts the bias so that demonstrations (without any: the best completions) score 0 on average
-  (paper C.2): no pair knows of it.
-  """
+  """Shifts the bias so that demonstrations score 0 on average (paper C.2): no pair knows of it."""
   count = min(len(demonstrations), CENTRE_ROWS)
   rows = {k: np.stack([demonstrations[i][k] for i in range(count)]) for k in ('tokens', 'valid')}
   scores = responses.score_rows(model, state.model.params, rows['tokens'], rows['valid'], 128)
