@@ -44,8 +44,7 @@ def command(folder, *words) -> list[str]:
 @pytest.fixture(scope='module')
 def environment(tmp_path_factory):
   """One compilation cache for the processes of this file, as one workdir has it for its own."""
-  cache = str(tmp_path_factory.mktemp('executables'))
-  return os.environ | {'JAX_COMPILATION_CACHE_DIR': cache}
+  return os.environ | {'JAX_COMPILATION_CACHE_DIR': str(tmp_path_factory.mktemp('executables'))}
 
 
 @pytest.fixture(scope='module')
