@@ -52,6 +52,15 @@ def stacked(rows):
   return {name: np.stack([rows[index][name] for index in range(len(rows))]) for name in rows[0]}
 
 
+def test_a_build_leaves_nothing_outside_its_folder(place, tokenizer, tmp_path, monkeypatch):
+  elsewhere = tmp_path / 'elsewhere'
+  elsewhere.mkdir()
+  monkeypatch.setattr('tempfile.tempdir', str(elsewhere))
+  build(source('prompts'), tokenizer, place, **LIMITS)
+  build(source('prompts'), tokenizer, place, **LIMITS)  # opened, not built again
+  assert not list(elsewhere.iterdir())
+
+
 @pytest.mark.parametrize('kind', ROWS)
 def test_rows_come_back_as_they_were_laid_out(kind, place, tokenizer):
   built = build(source(kind), tokenizer, place, **LIMITS)
