@@ -292,18 +292,21 @@ def test_the_models_of_the_gpu_are_what_they_are_called(name, wanted):
               {'init_from': parent}, None)
   fields = {k: v for k, v in update.items() if k in configs.PPO.__dataclass_fields__}
   ppo.make(configs.PPO(**fields), {'policy': parent, 'reward': parent}, None)
-  assert not wish('rollout')['model'].get('scan')
 
 
-def test_bytes_of_a_decoding_step_by_hand():
+def test_bytes_of_a_decoding_step_by_hand(monkeypatch):
   part = load('gpu_part')
   model = configs.Model(layers=3, width=32, heads=4, kv_heads=2, vocabulary=128, context=24,
                         positions='learned', compute='bfloat16')
   shapes = jax.eval_shape(functools.partial(transformer.init, model), jax.random.key(0))
   kernels = 3 * (2 * 32 * 32 + 2 * 32 * 16 + 8 * 32 * 32) + 128 * 32
   vectors = 3 * (32 + 2 * 16 + 32 + 4 * 32 + 32 + 4 * 32) + 2 * 32  # stay float32
-  cache = 2 * 3 * 5 * 20 * 16
-  assert part.decoding_bytes(model, shapes, 5, 20) == 2 * kernels + 4 * vectors + 2 * cache
+  slot = 2 * 3 * 5 * 16
+  assert part.decoding_bytes(model, shapes, 5, 12, 8) == 2 * kernels + 4 * vectors + 2 * 20 * slot
+  monkeypatch.setattr(part.generate, 'LOOPS', {jax.default_backend(): 2})
+  monkeypatch.setattr(part.generate, 'SHORTEST', 4)  # three steps with 16 slots, four with 20
+  assert part.decoding_bytes(model, shapes, 5, 12, 8) == round(
+    2 * kernels + 4 * vectors + 2 * (3 * 16 + 4 * 20) / 7 * slot)
 
 
 def test_a_share_of_the_bandwidth_by_hand():

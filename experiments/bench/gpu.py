@@ -38,7 +38,7 @@ import work
 GPT = {'vocabulary': 50257, 'context': 1024, 'positions': 'learned', 'compute': 'bfloat16'}
 RATES = {'matmul': 8192, 'copy': 2**30}
 PROMPTS = {'prompt_length': 128, 'response_length': 128, 'text_length': 256, 'ptx_ratio': 1.0}
-# A scan compiles in a fraction of the time, and copies each layer's weights a token in decoding.
+# A scan compiles in a fraction of the time; decoding is unrolled all the same (model/generate.py).
 # `microbatch` is rows of SFT, prompts (two rows each) of the reward model, episodes of PPO.
 MODELS: dict[str, dict[str, dict[str, Any]]] = {
   'gpt2_124m': {
@@ -51,19 +51,17 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
     'ppo': PROMPTS | {'episodes': 256, 'minibatch': 64, 'microbatch': 0, 'steps': 4, 'repeats': 2}},
   'gpt3_1b3': {
     'model': GPT | {'layers': 24, 'width': 2048, 'heads': 16, 'scan': True, 'remat': True},
-    'sft': {'rows': 32, 'length': 512, 'microbatch': 16, 'steps': 6},
-    'reward': {'rows': 32, 'length': 512, 'microbatch': 8, 'steps': 6},
-    'rollout': {'prompt': 128, 'response': 128, 'batches': [64, 256, 512], 'repeats': 2,
-                'model': {'scan': False}},
-    'ppo': PROMPTS | {'episodes': 128, 'minibatch': 32, 'microbatch': 8, 'steps': 2, 'repeats': 1}}}
+    'sft': {'rows': 32, 'length': 512, 'microbatch': 0, 'steps': 6},
+    'reward': {'rows': 32, 'length': 512, 'microbatch': 0, 'steps': 6},
+    'rollout': {'prompt': 128, 'response': 128, 'batches': [64, 256, 512], 'repeats': 2},
+    'ppo': PROMPTS | {'episodes': 128, 'minibatch': 32, 'microbatch': 0, 'steps': 2, 'repeats': 1}}}
 TOY = {'toy': {
   'model': work.SIZES['toy'] | {'positions': 'learned', 'compute': 'bfloat16', 'scan': True,
                                 'remat': True},
   'sft': {'rows': 8, 'length': 16, 'microbatch': 4, 'steps': 2},
   'sft_plain': {'rows': 8, 'length': 16, 'microbatch': 4, 'steps': 2, 'model': {'fused': False}},
   'reward': {'rows': 8, 'length': 16, 'microbatch': 2, 'steps': 2},
-  'rollout': {'prompt': 8, 'response': 8, 'batches': [2, 4], 'repeats': 1,
-              'model': {'scan': False}},
+  'rollout': {'prompt': 8, 'response': 8, 'batches': [2, 4], 'repeats': 1},
   'ppo': {'prompt_length': 8, 'response_length': 8, 'text_length': 16, 'ptx_ratio': 1.0,
           'episodes': 8, 'minibatch': 4, 'microbatch': 2, 'steps': 1, 'repeats': 1}}}
 DRY_RATES = {'matmul': 128, 'copy': 2**16}

@@ -36,7 +36,7 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import configs
-from rlhf_jax.model import attention, sharding
+from rlhf_jax.model import attention, generate, sharding
 from rlhf_jax.runtime import collectives, executables
 
 FLOPS, BANDWIDTH = 989e12, 4.8e12  # NVIDIA H200, SXM: dense bfloat16 a second, bytes a second
@@ -71,7 +71,7 @@ class Kernel:
   moved: float  # bytes, all times together
 
 
-def kernels(text: str, trips: int = 0) -> Iterator[Kernel]:
+def kernels(text: str, trips: float = 0) -> Iterator[Kernel]:
   """What a program runs.
 
   Args:
@@ -82,7 +82,7 @@ def kernels(text: str, trips: int = 0) -> Iterator[Kernel]:
   yield from _of(program, program.entry, 1.0, trips)
 
 
-def _of(program: Any, computation: str, times: float, trips: int) -> Iterator[Kernel]:
+def _of(program: Any, computation: str, times: float, trips: float) -> Iterator[Kernel]:
   instructions = program.instructions(computation)
   for made in instructions.values():
     if made.opcode == 'while':
@@ -167,14 +167,17 @@ def trips_of(wish: dict[str, Any]) -> int:
 def compiled(wish: dict[str, Any], place: Any, kernel: bool, top: int) -> dict[str, Any]:
   """Compiles one part for the target, and what the program is like."""
   run, given = gpu_part.programs(wish)[-1]
-  flops, trips = flops_of(wish, kernel), trips_of(wish)
+  trips, here = trips_of(wish), jax.default_backend()
   there = jax.tree.map(lambda x: jax.ShapeDtypeStruct(jnp.shape(x), x.dtype, sharding=place), given)
   started = time.monotonic()
-  kernels_here = {jax.default_backend(): 'cudnn'} if kernel else {}
-  with mock.patch.dict(attention.KERNELS, kernels_here, clear=True), \
+  with mock.patch.dict(attention.KERNELS, {here: 'cudnn'} if kernel else {}, clear=True), \
+       mock.patch.dict(generate.LOOPS, {here: generate.LOOPS['gpu']}), \
+       mock.patch.object(generate, 'UNROLLED', (here,)), \
        mock.patch.object(attention, '_trial', lambda *given: True):
     done = run.lower(*there).compile()
-  found = list(kernels(done.as_text(), trips))
+    seconds, flops = time.monotonic() - started, flops_of(wish, kernel)
+    loops = len(generate.loops(trips + 1))
+  found = list(kernels(done.as_text(), trips / loops))
   moved, movers = sum(x.moved for x in found), collections.Counter()
   for x in found:
     movers[f'{re.sub(r"[.0-9]+$", "", x.name)} {"/".join(x.path.split("/")[-3:])}'] += x.moved
@@ -183,7 +186,7 @@ def compiled(wish: dict[str, Any], place: Any, kernel: bool, top: int) -> dict[s
     'gflop': round(flops / 1e9, 1), 'temporary_gib': round(
       done.memory_analysis().temp_size_in_bytes / 2**30, 3),
     'bytes_seconds': round(moved / BANDWIDTH, 5), 'flops_seconds': round(flops / FLOPS, 5),
-    'compile_seconds': round(time.monotonic() - started, 1),
+    'compile_seconds': round(seconds, 1),
     'top_gb': {name: round(size / 1e9, 2) for name, size in movers.most_common(top)}}
 
 

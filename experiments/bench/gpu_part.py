@@ -14,6 +14,7 @@ Left out: several devices.
 import collections
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import pathlib
@@ -74,17 +75,21 @@ def step(wish: dict[str, Any]) -> dict[str, Any]:
     'loss_last': done.metrics['loss']}
 
 
-def decoding_bytes(model: configs.Model, params: Any, rows: int, slots: int) -> int:
-  """Bytes that a decoding step reads: the weights in the compute type, positions but for a row
-  left out, and the whole cache, whatever of it is masked.
+def decoding_bytes(model: configs.Model, params: Any, rows: int, prompt: int, length: int) -> int:
+  """Bytes that a decoding step reads in the mean: the weights in the compute type, positions but
+  for a row left out, and the slots of its loop's cache, whatever of them is masked.
   """
+  slots, ends = 0, generate.loops(length)
+  for begin, end in itertools.pairwise([1, *ends]):
+    slots += (end - begin) * (prompt + end) / (length - 1)
   cast = jax.eval_shape(lambda p: sharding.in_compute_type(p, model.compute), params)
   read = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cast))
   if 'positions' in cast['embed']:
     table = cast['embed']['positions']
     read -= table.size * table.dtype.itemsize
   head = transformer.kv_heads(model) * positions.head_size(model)
-  return read + 2 * model.layers * rows * slots * head * jnp.dtype(model.compute).itemsize
+  each = 2 * model.layers * rows * head * jnp.dtype(model.compute).itemsize
+  return round(read + each * slots)
 
 
 def streamed(moved: int, seconds: float, steps: int, copy: float) -> dict[str, float | None]:
@@ -152,7 +157,7 @@ def rollout(wish: dict[str, Any]) -> dict[str, Any]:
     assert int(run(params, tokens, key, all_ids).mask.sum()) == rows, 'a response went on'
     whole = measure.timed(functools.partial(run, params, tokens, key, none), wish['repeats'])
     first = measure.timed(functools.partial(run, params, tokens, key, all_ids), wish['repeats'])
-    moved = decoding_bytes(model, params, rows, prompt + length)
+    moved = decoding_bytes(model, params, rows, prompt, length)
     told.append({
       'batch': rows, 'seconds': round(whole, 5), 'seconds_to_first_token': round(first, 5),
       'tokens_per_second': round(rows * length / whole, 1), 'mb_per_step': round(moved / 1e6, 3)}

@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.model import attention
+from rlhf_jax.model import attention, generate
 from rlhf_jax.runtime import executables, flops
 
 
@@ -125,13 +125,15 @@ def counted(function: Callable[..., Any], *arguments: Any, trips: int | None = N
   attention is counted too, and a fused kernel as XLA's operations that it stands for.
 
   Args:
-    trips: times that a decoding loop runs.
+    trips: passes that decoding makes, in all of its loops.
     otherwise: the phase of what stands in no scope.
   """
   fresh = lambda *given: function(*given)  # jax keeps what it traced
-  with mock.patch.dict(attention.KERNELS, clear=True):
+  with mock.patch.dict(attention.KERNELS, clear=True), \
+       mock.patch.object(generate, 'UNROLLED', ()):  # traced sooner
     traced = jax.jit(fresh).trace(*arguments)
-  return flops.count(traced.jaxpr.jaxpr, trips, otherwise)
+  each = trips and trips / len(generate.loops(trips + 1))
+  return flops.count(traced.jaxpr.jaxpr, each, otherwise)
 
 
 def parameters(params: Any) -> int:

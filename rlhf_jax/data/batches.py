@@ -1,10 +1,11 @@
 """Rows → batch t as a pure function of (seed, t), ordered by a grain MapDataset.
 
-In: rows (len, [i] → dict of numpy). Out: `Batches`, b[step] → dict of numpy [batch, …]. Left out:
-iterators and their state, which would need a checkpoint; worker processes, since a batch of 32
-takes less than a millisecond.
+In: rows (len, [i] → dict of numpy). Out: `Batches`, b[step] → dict of numpy [batch, …]; rankings
+whole, for evaluation, and the best of each. Left out: iterators and their state, which would need
+a checkpoint; worker processes, since a batch of 32 takes less than a millisecond.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,6 +49,34 @@ def mixed(first: Any, second: Any, batch: int, share: float, seed: int) -> Batch
   if others:
     parts.append((second, _order(second, seed + 1), others))
   return Batches(parts, max(1, len(first) // (batch - others)))
+
+
+def whole(rankings: Any, batch: int) -> dict[str, np.ndarray]:
+  """All rows of rankings, [N, K, …], filled up to a multiple of `batch` with rows without present
+  completions.
+  """
+  found = [rankings[index] for index in range(len(rankings))]
+  missing = -len(found) % batch
+  arrays = {name: np.stack([row[name] for row in found] + missing * [found[-1][name]])
+            for name in found[0]}
+  arrays['present'][len(found):] = False
+  return arrays
+
+
+@dataclasses.dataclass(frozen=True)
+class Preferred:
+  """The best completion of every ranking as rows of tokens and valid [P+R]: what stands in for
+  demonstrations where there are none.
+  """
+  rankings: Any
+
+  def __len__(self) -> int:
+    return len(self.rankings)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    row = self.rankings[index]
+    best = np.argmin(np.where(row['present'], row['ranks'], np.iinfo(np.int32).max))
+    return {name: row[name][best] for name in ('tokens', 'valid')}
 
 
 def _order(rows: Any, seed: int) -> grain.MapDataset:

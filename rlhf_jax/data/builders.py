@@ -155,6 +155,11 @@ def read_prompts(data: Sequence[Source], tokenizer: Tokenizer, place: Place,
                           'refused': dict(pieces.refused), 'tokens': pieces.lengths}
 
 
+def most_completions(data: Sequence[Source], place: Place) -> int:
+  """The largest K of the rankings in such sources."""
+  return max(len(ranking.completions) for ranking in read(data, place)[0])
+
+
 def tokenizer_for(config: configs.Tokenizer, data: Sequence[Source], place: Place, *,
                   heldout: float = 0.0, seed: int = 0) -> Tokenizer:
   """The tokenizer of a run that starts from nothing: read from a file, or trained once and kept.

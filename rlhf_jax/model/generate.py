@@ -7,6 +7,8 @@ Left out: top-k and top-p (the behaviour policy would no longer be the policy in
 beams, speculation.
 """
 
+import dataclasses
+import functools
 from collections.abc import Sequence
 
 import chex
@@ -17,6 +19,10 @@ import jax.numpy as jnp
 from rlhf_jax import configs
 from rlhf_jax.model import sharding, transformer
 from rlhf_jax.objectives import likelihood
+
+# By backend: scanned layers are unrolled to decode (a scan copies their weights for every token);
+# decoding goes in so many loops, each reading the slots it may fill (elsewhere the cut is a copy).
+UNROLLED, LOOPS, SHORTEST = ('gpu',), {'gpu': 4}, 32  # tokens of a loop
 
 
 @flax.struct.dataclass
@@ -38,6 +44,12 @@ def ended(rollout: Rollout, eos: int | Sequence[int]) -> chex.Array:
   """bool [B], true where the response holds eos."""
   responses = rollout.tokens[:, -rollout.mask.shape[1]:]
   return jnp.any(ends(responses, eos) & rollout.mask, axis=1)
+
+
+def loops(length: int) -> list[int]:
+  """How many tokens of a response there are at the end of each of the loops that decode it."""
+  count = min(LOOPS.get(jax.default_backend(), 1), max(length // SHORTEST, 1))
+  return [length * number // count for number in range(1, count + 1)]
 
 
 def _prefill(config, params, prompts, valid, length):
@@ -96,6 +108,8 @@ def generate(config: configs.Model, params: transformer.Params, prompts: chex.Ar
   """
   chex.assert_equal_shape([prompts, valid])
   batch, prompt_length = prompts.shape
+  if jax.default_backend() in UNROLLED:
+    config = dataclasses.replace(config, scan=False)
   table = transformer.unembedding(params, config.compute)
   params = transformer.unstacked(config, params)
   last, cache = _prefill(config, params, prompts, valid, length)
@@ -115,25 +129,28 @@ def generate(config: configs.Model, params: transformer.Params, prompts: chex.Ar
   def add(step, hidden, tokens, logprobs, done, mask):
     token, logprob = sample(hidden, step)
     token = jnp.where(done, pad, token)
-    put = lambda array, column: jax.lax.dynamic_update_slice_in_dim(array, column[:, None], step,
-                                                                    axis=1)
+    put = lambda array, column: jax.lax.dynamic_update_index_in_dim(array, column, step, axis=1)
     return (token, put(tokens, token), put(logprobs, jnp.where(done, 0.0, logprob)),
             done | ends(token, eos), put(mask, ~done))
 
-  def unfinished(carry):
+  def unfinished(end, carry):
     step, (_, _, _, done, _), _ = carry
-    return (step < length - 1) & ~jnp.all(done)
+    return (step < end - 1) & ~jnp.all(done)
 
-  def decode(carry):
+  def decode(end, carry):
     step, (token, *rest), cache = carry  # the step that sampled this token
     look = slots & (jnp.arange(prompt_length + length) <= prompt_length + step)
+    look = look[:, None, :prompt_length + end]
     hidden, cache = transformer.run_blocks(config, params, token[:, None], (count + step)[:, None],
-                                           look[:, None, :], cache, prompt_length + step)
+                                           look, cache, prompt_length + step)
     return step + 1, add(step + 1, hidden[:, 0], *rest), cache
 
   first = add(0, last, jnp.full((batch, length), pad, jnp.int32), jnp.zeros((batch, length)),
               jnp.zeros((batch,), bool), jnp.zeros((batch, length), bool))
-  _, (_, tokens, logprobs, _, mask), _ = jax.lax.while_loop(unfinished, decode, (0, first, cache))
+  carry, to = (0, first, cache), functools.partial
+  for end in loops(length):
+    carry = jax.lax.while_loop(to(unfinished, end), to(decode, end), carry)
+  _, (_, tokens, logprobs, _, mask), _ = carry
   return Rollout(tokens=jnp.concatenate([prompts, tokens], axis=1),
                  valid=jnp.concatenate([valid, mask], axis=1), mask=mask, logprobs=logprobs)
 
@@ -145,7 +162,7 @@ def generate_in_chunks(config: configs.Model, params: transformer.Params, prompt
   if chunks == 1:
     return generate(config, params, prompts, valid, key, **options)
   rollouts = jax.lax.map(
-    lambda group: generate(config, params, group[0], group[1], group[2], **options),
+    lambda group: generate(config, params, *group, **options),
     (sharding.split_rows(prompts, chunks), sharding.split_rows(valid, chunks),
      jax.random.split(key, chunks)))
   return jax.tree.map(sharding.join_rows, rollouts)

@@ -187,13 +187,11 @@ def mean_loss(losses: Callable, params: Any, data: Any, batch: int) -> tuple[flo
   """
   if not len(data):
     return float('nan'), 0
-  stacked = {
-    k: np.stack([data[i][k] for i in range(len(data))]) for k in ('tokens', 'valid', 'mask')}
-  names = list(stacked)
+  names = 'tokens', 'valid', 'mask'
+  arrays = [np.stack([data[i][name] for i in range(len(data))]) for name in names]
   total = count = 0.0
   for values, mask in in_batches(
-      lambda i, *arrays: losses(params, dict(zip(names, arrays, strict=True))),
-      list(stacked.values()), batch):
+      lambda i, *rows: losses(params, dict(zip(names, rows, strict=True))), arrays, batch):
     total += float(np.sum(values, where=mask, dtype=np.float64))
     count += int(mask.sum())
   return total / max(count, 1), int(count)

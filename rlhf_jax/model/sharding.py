@@ -49,6 +49,14 @@ def in_compute_type(params: Any, dtype: Any) -> Any:
       'kernel', 'tokens', 'positions') else x, params)
 
 
+def cast_blocks(params: Any, dtype: Any) -> Any:
+  """`params` with the blocks in the compute type: before loops over layers or rows, each turn of
+  which would cast them. Tables stay, so that gradients of both their uses add up in float32.
+  """
+  return params if dtype == 'float32' else params | {
+    'blocks': in_compute_type(params['blocks'], dtype)}
+
+
 @jax.named_scope('rollout')
 def for_decoding(params: Any, axes: Any, dtype: Any) -> Any:
   """Parameters as decoding wants them: in the compute type, and gathered over `fsdp` once, so that

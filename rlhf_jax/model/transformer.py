@@ -160,8 +160,9 @@ class Attention(nn.Module):
         put = lambda c, new: jax.lax.dynamic_update_slice(
           c, new.astype(c.dtype).reshape(*[1] * len(layer), *new.shape), (*layer, 0, 0, slot, 0))
         made = put(cache[0], key), put(cache[1], value)
-        key, value = made if not layer else [
+        whole = made if not layer else [
           jax.lax.dynamic_index_in_dim(c, *layer, keepdims=False) for c in made]
+        key, value = (c[:, :, :mask.shape[2]] for c in whole)
       # Scanned layers stay whole: what pieces are worth on the chips those are for is not known.
       known = take is every and (cache is None or index is None) and not config.scan
       out = attend(query, key, value, take(mask), key.shape[2] - x.shape[1] if known else None)
@@ -306,8 +307,8 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
     tokens, positions: int [B, T].
     mask: bool [B, T, S], true where a query may look; None: at what stands before it, in a fused
       kernel, of rows without padding on their left; then no cache.
-    cache: per layer (key, value) of [B, G, S, H] to write into at `index`; with index None, of
-      [B / K, G, S − T, H], what each K rows have before them; or None: the queries' own keys.
+    cache: per layer (key, value) of [B, G, S or more, H] to write into at `index`; with index None,
+      of [B / K, G, S − T, H], what each K rows have before them; or None: the queries' own keys.
     keep_cache: return the keys and values when `cache` is None (prefill).
     take: [B, T, …] -> [B, T', …], the positions whose hidden states are wanted: the last layer
       computes no other (all layers do if config.scan).

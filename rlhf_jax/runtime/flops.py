@@ -39,12 +39,13 @@ class Counts:
     return sum(self.phases.values())
 
 
-def count(jaxpr: core.Jaxpr, trips: int | None = None, otherwise: str = 'training') -> Counts:
+def count(jaxpr: core.Jaxpr, trips: float | None = None, otherwise: str = 'training') -> Counts:
   """FLOPs of one call of a program: 2 · output size · contracted size of every dot_general.
 
   Args:
     jaxpr: of jax.jit(f).trace(...).jaxpr.jaxpr.
-    trips: times that a while loop with products in it runs (PPO: response length − 1).
+    trips: times that each while loop with products in it runs (PPO: response length − 1, where
+      `generate.loops` is one).
     otherwise: the phase of what stands in no scope.
 
   Raises:
@@ -61,7 +62,7 @@ def phase(path: str, otherwise: str) -> str:
   return found[-1] if found else otherwise
 
 
-def _walk(jaxpr: core.Jaxpr, times: float, path: str, decoding: bool, trips: int | None,
+def _walk(jaxpr: core.Jaxpr, times: float, path: str, decoding: bool, trips: float | None,
           otherwise: str, counts: Counts) -> None:
   for equation in jaxpr.eqns:
     here = f'{path}/{equation.source_info.name_stack}'
@@ -95,7 +96,7 @@ def _walk(jaxpr: core.Jaxpr, times: float, path: str, decoding: bool, trips: int
       _walk(body, times, here, decoding, trips, otherwise, counts)
 
 
-def _alone(jaxpr: core.Jaxpr, trips: int | None) -> float:
+def _alone(jaxpr: core.Jaxpr, trips: float | None) -> float:
   return count(jaxpr, trips).total
 
 

@@ -50,7 +50,7 @@ def _update(config, model, steps, state, frozen, batch, key):
     total = likelihood.weighted_sum(losses, mask, count)
     return total, {'loss': total}
 
-  grads, metrics = stage.accumulate(loss, state.model.params, rows, pieces)
+  grads, metrics = stage.accumulate(loss, state.model.params, rows, pieces, model.compute)
   rate = state.learning_rate * stage.schedule(config.optimizer, state.step, steps)
   trained = stage.apply(config.optimizer, state.model, grads, rate, config.ema)
   metrics |= {

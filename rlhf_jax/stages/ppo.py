@@ -86,7 +86,7 @@ def update(config: configs.PPO, models: Models, state: State, frozen: dict, batc
     config.microbatch, rows)
   logprobs = rollout.logprobs
   if policy.compute != 'float32':  # a fresh forward pass differs there, and the ratio needs it
-    logprobs = logprobs_under(state.policy.params)
+    logprobs = logprobs_under(sharding.cast_blocks(state.policy.params, policy.compute))
   reference = logprobs_under(frozen['reference'])
   kl, _, kl_k3 = objective.kl_estimates(logprobs, reference)
 
@@ -94,8 +94,9 @@ def update(config: configs.PPO, models: Models, state: State, frozen: dict, batc
   ended = generate.ended(rollout, models.eos)
   rewards = objective.reward_per_token(score - config.no_eos_penalty * ~ended, kl, state.kl_coef,
                                        rollout.mask)
+  value = sharding.cast_blocks(state.value.params, models.value.compute)
   values = sharding.in_pieces(
-    lambda piece: experience.response_values(models.value, state.value.params, *piece, length),
+    lambda piece: experience.response_values(models.value, value, *piece, length),
     config.microbatch, rows)
   advantages, returns = objective.gae(rewards, values, rollout.mask, config.discount,
                                       config.gae_lambda)
@@ -191,13 +192,15 @@ def minibatch(config: configs.PPO, models: Models, state: State, seen: experienc
     loss = likelihood.weighted_sum(losses, piece.rollout.mask, count)
     return loss, {'value_loss': loss}
 
-  grads, metrics = stage.accumulate(policy_loss, state.policy.params, seen, pieces)
+  grads, metrics = stage.accumulate(policy_loss, state.policy.params, seen, pieces,
+                                    models.policy.compute)
   metrics['ppo_gradient_norm'] = optax.tree.norm(grads)
   if text is not None:
     ptx_grads, ptx_loss = ptx_gradient(config, models, state, text)
     grads = jax.tree.map(lambda g, p: g + state.ptx_coef * p, grads, ptx_grads)
     metrics |= {'ptx_loss': ptx_loss, 'ptx_gradient_norm': optax.tree.norm(ptx_grads)}
-  value_grads, value_metrics = stage.accumulate(value_loss, state.value.params, seen, pieces)
+  value_grads, value_metrics = stage.accumulate(value_loss, state.value.params, seen, pieces,
+                                                models.value.compute)
 
   rate = lambda optimizer, peak: peak * stage.schedule(optimizer, state.step, config.updates)
   policy_rate = rate(config.policy_optimizer, state.policy_learning_rate)
@@ -225,7 +228,7 @@ def ptx_gradient(config: configs.PPO, models: Models, state: State, text: dict) 
                                     count)
     return total, total
 
-  taken = lambda params: stage.accumulate(loss, params, text, rows // size)
+  taken = lambda params: stage.accumulate(loss, params, text, rows // size, models.policy.compute)
   nothing = lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
   return jax.lax.cond(state.ptx_coef > 0, taken, nothing, state.policy.params)
 
@@ -247,15 +250,13 @@ def _check(config, policy, value):
          f'rollout_chunks {config.rollout_chunks} does not divide episodes {config.episodes}')
   stage.pieces_of(config.minibatch, config.microbatch, 'minibatch')
   rows = config.ptx_ratio * config.episodes
-  refuse(
-    rows % (config.episodes // config.minibatch),
-    f'ptx_ratio {config.ptx_ratio} x episodes {config.episodes} = {rows} rows of text cannot be '
-    f'dealt to {config.episodes // config.minibatch} minibatches')
+  refuse(rows % (config.episodes // config.minibatch),
+         f'ptx_ratio {config.ptx_ratio} x episodes {config.episodes} = {rows} rows of text cannot '
+         f'be dealt to {config.episodes // config.minibatch} minibatches')
   refuse(config.temperature <= 0, f'temperature {config.temperature}: PPO needs a positive one')
-  refuse(
-    config.kl_target < 0 or config.kl_horizon <= 0,
-    f'kl_target {config.kl_target} must be 0 (fixed kl_coef) or positive, '
-    f'kl_horizon {config.kl_horizon} positive')
+  refuse(config.kl_target < 0 or config.kl_horizon <= 0,
+         f'kl_target {config.kl_target} must be 0 (fixed kl_coef) or positive, '
+         f'kl_horizon {config.kl_horizon} positive')
   refuse(config.kl_coef < 0 or config.ptx_coef < 0, 'kl_coef and ptx_coef must not be negative')
   longest = max(config.prompt_length + config.response_length,
                 config.text_length if config.ptx_ratio else 0)

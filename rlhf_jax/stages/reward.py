@@ -54,7 +54,7 @@ def _update(config, model, steps, state, frozen, batch, key):
       'loss': total, 'correct': jnp.sum(correct), 'pairs': jnp.sum(pairs),
       'score': jnp.sum(jnp.where(piece['present'], scores, 0.0))}
 
-  grads, metrics = stage.accumulate(loss, state.model.params, batch, pieces)
+  grads, metrics = stage.accumulate(loss, state.model.params, batch, pieces, model.compute)
   rate = state.learning_rate * stage.schedule(config.optimizer, state.step, steps)
   trained = stage.apply(config.optimizer, state.model, grads, rate)
   correct, score = metrics.pop('correct'), metrics.pop('score')
@@ -79,34 +79,13 @@ def _shapes(config):
     'ranks': shape(rows[:2], np.int32), 'present': shape(rows[:2], np.bool_)}
 
 
-def _pick(batch, names):
-  return {k: batch[k] for k in names}
-
-
-def _stack(data, names, batch):
-  """All rows as arrays, filled up with absent rows to a multiple of `batch`."""
-  arrays = {k: np.stack([data[i][k] for i in range(len(data))]) for k in names}
-  missing = -len(data) % batch
-  arrays = {k: np.concatenate([a, np.repeat(a[-1:], missing, axis=0)]) for k, a in arrays.items()}
-  arrays['present'][len(data):] = False
-  return arrays
-
-
 def _sources(config, parents, role) -> tuple[configs.Source, ...]:
   """Sources of rankings, or the file that a Collect run wrote."""
   data = getattr(config, role)
   if not isinstance(data, str):
     return data
-  # relative ones would be below --data
-  file = store.absolute(parents[role].folder) / 'rankings.jsonl'
+  file = store.absolute(parents[role].folder) / 'rankings.jsonl'  # relative: below --data
   return (configs.Source(kind='rankings', files=(str(file),)),)
-
-
-def _most(config, parents, place):
-  """The largest K of all rankings of the run."""
-  roles = ('data', 'heldout_data') if config.heldout_data else ('data',)
-  return max(len(ranking.completions) for role in roles
-             for ranking in builders.read(_sources(config, parents, role), place)[0])
 
 
 def _data(config, parents, place):
@@ -122,30 +101,16 @@ def _data(config, parents, place):
   if any(s.kind == 'demonstrations' for s in getattr(language, 'data', ())):
     demonstrations = build(language.data, heldout=language.heldout, seed=language.seed).train
   else:
-    demonstrations = _Preferred(built.train)
+    demonstrations = data_batches.Preferred(built.train)
   heldout = {name: rows for name, rows in heldout.items() if len(rows)}
   return data_batches.batches(built.train, config.batch, config.seed), heldout, demonstrations
-
-
-@dataclasses.dataclass(frozen=True)
-class _Preferred:
-  """The best completion of every ranking, in the place of demonstrations where there are none."""
-  rankings: Any
-
-  def __len__(self) -> int:
-    return len(self.rankings)
-
-  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
-    row = self.rankings[index]
-    best = np.argmin(np.where(row['present'], row['ranks'], np.iinfo(np.int32).max))
-    return {name: row[name][best] for name in ('tokens', 'valid')}
 
 
 def _evaluate(config, forward, heldout, state, frozen, step):
   """Loss and accuracy on each held-out set."""
   metrics = {}
   for name, data in heldout.items():
-    arrays = _stack(data, ('tokens', 'valid', 'ranks', 'present'), config.batch)
+    arrays = data_batches.whole(data, config.batch)
     scores = np.concatenate([
       sharding.to_host(forward(state.model.params, {k: a[i:i + config.batch]
                                                     for k, a in arrays.items()}))
@@ -195,16 +160,19 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
   train, heldout, demonstrations, steps = None, {}, None, 1
   if place is not None:
     if not config.k_max:
-      config = dataclasses.replace(config, k_max=_most(config, parents, place))
+      roles = ('data', 'heldout_data') if config.heldout_data else ('data',)
+      config = dataclasses.replace(config, k_max=max(
+        builders.most_completions(_sources(config, parents, role), place) for role in roles))
     train, heldout, demonstrations = _data(config, parents, place)
     steps = max(1, round(train.epoch * config.epochs))
   forward = jax.jit(functools.partial(_forward, model, config.response_length))
+  shapes = _shapes(config)
   return stage.Stage(
     model=model, tokenizer=parent.tokenizer, kind='reward', steps=steps,
     init=functools.partial(_init, config, model), freeze=lambda parents: {},
     update=functools.partial(_update, config, model, steps),
-    batches=(lambda step: _pick(train[step], _shapes(config))) if train is not None else None,
-    batch_shapes=_shapes(config), axes={'scalar': transformer.axes(model, scalar=True)},
+    batches=train and (lambda step: {k: x for k, x in train[step].items() if k in shapes}),
+    batch_shapes=shapes, axes={'scalar': transformer.axes(model, scalar=True)},
     export=lambda state: {'params': state.model.params},
     evaluate=functools.partial(_evaluate, config, forward, heldout),
     finish=functools.partial(_finish, model, demonstrations),

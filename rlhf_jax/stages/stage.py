@@ -125,22 +125,25 @@ def apply(config: configs.Optimizer, trained: Trained, grads: Any, learning_rate
   return Trained(params=params, opt_state=opt_state, ema=average)
 
 
-def accumulate(loss: Callable, params: Any, batch: Any, pieces: int) -> tuple[Any, Any]:
+def accumulate(loss: Callable, params: Any, batch: Any, pieces: int,
+               dtype: Any = 'float32') -> tuple[Any, Any]:
   """Gradient of a loss that is a *sum* over rows (already divided by the global count), in `pieces`
   microbatches.
 
   Args:
     loss: (params, rows) -> (scalar, metrics), both sums over rows.
     batch: tree of arrays with a common first axis, divisible by `pieces`.
+    dtype: the compute type, which blocks are cast to once, not in every piece.
 
   Returns:
     (gradient, metrics), equal to those of the whole batch at once up to rounding.
   """
-  gradient = jax.grad(loss, has_aux=True)
+  cast, gradient = sharding.cast_blocks, jax.grad(loss, has_aux=True)
   if pieces <= 1:
-    return gradient(params, batch)
+    return jax.grad(lambda params: loss(cast(params, dtype), batch), has_aux=True)(params)
+  given = cast(params, dtype)
   split = jax.tree.map(lambda x: sharding.split_rows(x, pieces), batch)
-  add = lambda total, rows: jax.tree.map(jnp.add, total, gradient(params, rows))
+  add = lambda total, rows: jax.tree.map(jnp.add, total, gradient(given, rows))
   zero = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype),
                       jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], split)))
   return jax.lax.scan(lambda total, rows: (add(total, rows), None), zero, split)[0]

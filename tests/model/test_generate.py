@@ -77,8 +77,38 @@ def test_equals_the_loop(cases, ending, prompts, name, scan):
   np.testing.assert_allclose(found.logprobs, logprobs, atol=1e-4)
 
 
-def test_scanned_layers_decode_in_place(cases, prompts):
+@pytest.mark.parametrize(('name', 'scan'), [('llama', True), ('gpt3', False)])
+def test_loops_that_read_only_what_they_fill(cases, ending, prompts, monkeypatch, name, scan):
+  """As on a GPU: scanned layers unrolled, and a loop for each part of a response."""
+  config, here = dataclasses.replace(cases[name].config, scan=scan), jax.default_backend()
+  given = ending[name], *prompts, jax.random.key(3)
+
+  def run(unrolled, loops, **changes):
+    monkeypatch.setattr(generate, 'UNROLLED', unrolled)
+    monkeypatch.setattr(generate, 'LOOPS', loops)
+    # A function of its own: jit keeps what it traced by function.
+    return jax.jit(functools.partial(generate.generate, config, **options(**changes)))
+
+  monkeypatch.setattr(generate, 'SHORTEST', 2)
+  for changes in ({}, {'eos': -1}, {'length': 1}):  # rows end apart, none ends, no loop
+    wanted = run((), {}, **changes)(*given)
+    found = run((here,), {here: 3}, **changes)(*given)
+    np.testing.assert_array_equal(found.tokens, wanted.tokens)
+    np.testing.assert_array_equal(found.mask, wanted.mask)
+    np.testing.assert_allclose(found.logprobs, wanted.logprobs, atol=1e-5)
+  assert generate.loops(LENGTH) == [2, 5] and generate.loops(7) == [2, 4, 7]
+  one, two = (run((here,), loops).lower(*given).as_text() for loops in ({}, {here: 3}))
+  assert two.count('stablehlo.while') == one.count('stablehlo.while') + 1
+  keys = f'tensor<{len(prompts[0])}x{transformer.kv_heads(config)}x{PROMPT + 2}x'
+  assert keys in two and keys not in one  # the first loop reads no more
+  if scan:  # over layers in the prefill and in the loop, where they are not unrolled
+    scanned = run((), {}).lower(*given).as_text()
+    assert scanned.count('stablehlo.while') == one.count('stablehlo.while') + 2
+
+
+def test_scanned_layers_decode_in_place(cases, prompts, monkeypatch):
   """A scan that gives caches out anew copies all of them at every token."""
+  monkeypatch.setattr(generate, 'UNROLLED', ())
   case = cases['llama']
   config = dataclasses.replace(case.config, scan=True)
   run = functools.partial(generate.generate, config, key=jax.random.key(0), **options())

@@ -102,6 +102,34 @@ def test_accumulation_is_the_gradient_of_the_sum(pieces):
   assert int(metrics['rows']) == 66  # every row once
 
 
+@pytest.mark.parametrize('pieces', [1, 3])
+def test_blocks_are_cast_once_and_the_gradient_is_the_same(pieces):
+  random = np.random.default_rng(1)
+  draw = lambda *shape: random.normal(size=shape).astype(np.float32)
+  params = {'embed': {'tokens': draw(5, 4)},
+            'blocks': {'kernel': draw(2, 4, 4), 'bias': draw(2, 4)}}  # two layers
+  rows = {'token': np.arange(12) % 5}
+
+  def loss(params, rows):
+    table = params['embed']['tokens'].astype('bfloat16')
+    x = table[rows['token']]
+    for kernel, bias in zip(params['blocks']['kernel'], params['blocks']['bias'], strict=True):
+      x = jnp.tanh(x @ kernel.astype('bfloat16') + bias.astype('bfloat16'))
+    total = jnp.sum((x @ table.T).astype('float32'))
+    return total, {'loss': total}
+
+  run = functools.partial(stage.accumulate, loss, pieces=pieces)
+  wanted, found = jax.jit(run)(params, rows), jax.jit(functools.partial(run, dtype='bfloat16'))
+  for a, b in zip(jax.tree.leaves(wanted), jax.tree.leaves(found(params, rows)), strict=True):
+    assert a.dtype == b.dtype == jnp.float32
+    np.testing.assert_array_equal(a, b)
+  if pieces > 1:
+    loop, = (e for e in found.trace(params, rows).jaxpr.jaxpr.eqns if e.primitive.name == 'scan')
+    kernel = loop.params['jaxpr'].jaxpr
+    given = [var.aval for var in kernel.invars if var.aval.shape == (2, 4, 4)]
+    assert sorted(str(x.dtype) for x in given) == ['bfloat16', 'float32']  # it, and the sum
+
+
 def test_microbatches_must_divide():
   assert stage.pieces_of(12, 0, 'batch') == 1
   assert stage.pieces_of(12, 4, 'batch') == 3
