@@ -18,6 +18,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 from rlhf_jax.model import transformer  # noqa: E402
+from rlhf_jax.runtime import meshes  # noqa: E402
 
 gc.set_threshold(20_000)  # as __main__ does: tracing makes much that stays
 jax.devices()  # reads XLA_FLAGS; the processes that tests start get what was there before
@@ -35,6 +36,21 @@ SLOW = ('test_experiments.py', 'test_processes.py', 'test_preflight.py', 'test_k
 def pytest_collection_modifyitems(items):
   last = len(SLOW)
   items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else last)
+
+
+@pytest.fixture(scope='session', autouse=jax.device_count() < 8)
+def skipped_without_devices():
+  """On one GPU: a test that wants a mesh of more is skipped."""
+  patch, make = pytest.MonkeyPatch(), meshes.make_mesh
+
+  def made(mesh, devices=None):
+    if len(devices or jax.devices()) < 8 and mesh.data * mesh.fsdp * mesh.tensor not in (1, -1):
+      pytest.skip('wants more devices')
+    return make(mesh, devices)
+
+  patch.setattr(meshes, 'make_mesh', made)
+  yield
+  patch.undo()
 
 
 @pytest.fixture(scope='package')

@@ -135,14 +135,14 @@ def made(compute, scan=True):
 
 @pytest.mark.parametrize('compute', ['float32', 'bfloat16'])
 def test_the_phases_are_the_update(compute):
-  update, counted = load('ppo_update'), load('measure').counted
+  counted = load('measure').counted
   _, config, stage, state, frozen, batch = made(compute)
   models, key = stage.update.args[1], jax.random.key(0)
   whole = counted(stage.update, state, frozen, batch, key, trips=5).phases
   bound = [functools.partial(f, config, models)
-           for f in (update.roll_out, update.score, update.train)]
+           for f in (ppo.roll_out, ppo.scored, ppo.epochs_of_minibatches)]
   rollout = jax.eval_shape(bound[0], state.policy.params, batch['prompts'], key)
-  seen = jax.eval_shape(bound[1], state, frozen, rollout)
+  seen, _ = jax.eval_shape(bound[1], state, frozen, rollout)
   apart = [counted(bound[0], state.policy.params, batch['prompts'], key, trips=5),
            counted(bound[1], state, frozen, rollout),
            counted(bound[2], state, seen, batch['pretraining'], key)]
@@ -152,8 +152,9 @@ def test_the_phases_are_the_update(compute):
 
 
 @pytest.mark.parametrize('scan', [True, False])
-def test_the_arithmetic_of_an_update_by_hand(scan):
+def test_the_arithmetic_of_an_update_by_hand(scan, monkeypatch):
   """What is counted looks at every key; the arithmetic at those that are not masked."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')  # others score once more
   model, config, stage, state, frozen, batch = made('float32', scan)
   found = load('measure').counted(stage.update, state, frozen, batch, jax.random.key(0), trips=5)
   rows, prompt, response, total = 8, 10, 6, 16
@@ -169,6 +170,47 @@ def test_the_arithmetic_of_an_update_by_hand(scan):
   wanted = load('ppo_update').arithmetic(model, config) + each * (whole - masked) + heads
   assert sum(found.phases[name] for name in ('rollout', 'scoring', 'training')) == pytest.approx(
     wanted, rel=1e-6)
+
+
+def test_layers_between_the_first_and_the_last_are_alike():
+  update, measure, part = load('ppo_update'), load('measure'), load('gpu_part')
+  model, config, *_, batch = made('float32', False)
+  count = functools.partial(part.update_flops, config, batch, False)
+  model = dataclasses.replace(model, layers=6, remat=True)
+  whole, found = count(model), measure.by_layers(count, model)
+  assert found.recomputed > 0 and update.CONFIG.episodes == 64
+  for name in whole.phases:
+    assert found.phases[name] == pytest.approx(whole.phases[name], rel=1e-9)
+  assert (found.decoding, found.recomputed) == pytest.approx(
+    (whole.decoding, whole.recomputed), rel=1e-9)
+
+
+def test_a_kernel_counts_as_half_of_its_square():
+  part, measure = load('gpu_part'), load('measure')
+  model = configs.Model(layers=2, width=64, heads=2, vocabulary=64, context=160,
+                        compute='bfloat16', scan=True)
+  _, config, *_ = made('bfloat16')
+  config = dataclasses.replace(config, prompt_length=100, response_length=60, text_length=100)
+  batch = load('ppo_update').batch_of(model, config)
+  plain, kernel = (part.update_flops(config, batch, with_kernel, model).phases
+                   for with_kernel in (False, True))
+  square = 2 * 8 * 160 * 160 * 2 * 2 * model.width  # layers, rows, products of scores and values
+  assert plain['rollout'] == kernel['rollout']
+  assert plain['scoring'] - kernel['scoring'] == 4 * square / 2  # policy, reference, value, reward
+  assert plain['training'] - kernel['training'] == 2 * 3 * square / 2
+  assert plain['ptx'] == kernel['ptx'] and measure.attention.KERNELS  # rows of 100 are too short
+
+
+def test_off_the_cpu_the_sampled_tokens_are_scored_again(monkeypatch):
+  """Chips round float32 products in another way while they decode; the ratio must begin at 1."""
+  part = load('gpu_part')
+  model, config, *_, batch = made('float32')
+  here = part.update_flops(config, batch, False, model).phases
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+  there = part.update_flops(config, batch, False, model).phases
+  once = forward(model, 8, 16, 16) + logits(model, 8 * 6)
+  assert there['scoring'] - here['scoring'] == once
+  assert all(here[name] == there[name] for name in ('rollout', 'training', 'ptx'))
 
 
 @pytest.mark.long
@@ -190,7 +232,7 @@ def test_the_policy_counts_down():
   batch = update.batch_of(model, config)
   lengths = np.arange(16) % 8 + 1
   batch['prompts']['tokens'][:, -1] = lengths
-  rollout = jax.jit(functools.partial(update.roll_out, config, stage.update.args[1]))(
+  rollout = jax.jit(functools.partial(ppo.roll_out, config, stage.update.args[1]))(
     params, batch['prompts'], jax.random.key(2))
   np.testing.assert_array_equal(rollout.mask.sum(axis=1), lengths)
   np.testing.assert_array_equal(rollout.tokens[7, -8:], np.arange(8)[::-1])
@@ -407,13 +449,14 @@ def test_what_kernels_move_of_a_slice_and_of_an_update_in_place(monkeypatch):
 def test_a_program_for_a_gpu_that_is_not_here():
   told, _ = run('gpu_compiled.py', '--parts', 'gpt2_124m/sft,gpt2_124m/sft_plain')
   fused, plain = (told['parts'][f'gpt2_124m/{name}'] for name in ('sft', 'sft_plain'))
-  assert fused['gflop'] == plain['gflop'] and fused['moved_gb'] < 0.7 * plain['moved_gb']
+  assert 0.97 * plain['gflop'] < fused['gflop'] < plain['gflop']
+  assert fused['moved_gb'] < 0.7 * plain['moved_gb']
   assert fused['temporary_gib'] < 0.7 * plain['temporary_gib']
 
 
 @pytest.mark.long
 def test_the_gpu_program_on_a_cpu(tmp_path):
-  wanted = ['rates', 'toy/sft', 'toy/reward', 'toy/rollout', 'toy/ppo', 'tests']
+  wanted = ['rates', 'toy/sft', 'toy/sft_plain', 'toy/reward', 'toy/rollout', 'toy/ppo', 'tests']
   told, _ = run('gpu.py', '--dry', '--workers', 1, '--out', tmp_path / 'gpu.json', '--parts',
                 ','.join(wanted))
   written = json.loads((tmp_path / 'gpu.json').read_text())
@@ -426,12 +469,12 @@ def test_the_gpu_program_on_a_cpu(tmp_path):
   assert parts['toy/sft']['gflop_per_step'] * 1e9 == pytest.approx(3 * once, rel=1e-2)
   assert [row['batch'] for row in parts['toy/rollout']['batches']] == [2, 4]
   assert {name: len(found['compile_seconds']) for name, found in told['compiled'].items()} == {
-    'toy/sft': 1, 'toy/reward': 1, 'toy/rollout': 2, 'toy/ppo': 3}
+    'toy/sft': 1, 'toy/sft_plain': 1, 'toy/reward': 1, 'toy/rollout': 2, 'toy/ppo': 3}
   assert all(parts[name]['cache_hits'] for name in told['compiled'])
   # Found again where they are measured, or there would be two of a kind.
   made = collections.Counter(path.name.split('-')[0] for path in
                              (tmp_path / 'gpu_cache').glob('*-cache'))
-  assert [made[f'jit_{name}'] for name in ('one', 'sample', 'roll_out', 'score')] == [3, 2, 1, 1]
+  assert [made[f'jit_{name}'] for name in ('one', 'sample', 'roll_out', 'scored')] == [3, 2, 1, 1]
   assert parts['toy/ppo']['phase_seconds'].keys() == {'rollout', 'scoring', 'training', 'ptx'}
   assert sum(parts['toy/ppo']['gflop_phases'].values()) == pytest.approx(
     parts['toy/ppo']['gflop_per_update'] + parts['toy/ppo']['recomputed_gflop'], rel=1e-2)

@@ -30,6 +30,7 @@ import ppo_update
 
 from rlhf_jax import configs
 from rlhf_jax.model import transformer
+from rlhf_jax.stages import ppo
 
 PROMPT = 32
 CERTAIN = 60.0  # logit of the next number; the others' are below two thirds of it
@@ -99,7 +100,7 @@ def early_exit(wish: dict[str, Any]) -> dict[str, Any]:
   policy = jax.jit(functools.partial(counting, model))(jax.random.key(1))
   stage, state, frozen = ppo_update.make(model, config, Zero(), policy)
   update = measure.executables.update(stage, None)
-  roll_out = jax.jit(functools.partial(ppo_update.roll_out, config, stage.update.args[1]))
+  roll_out = jax.jit(functools.partial(ppo.roll_out, config, stage.update.args[1]))
   key, batches, seconds = jax.random.key(3), {}, {name: ([], []) for name in wish['lengths']}
   for name in wish['lengths']:
     batch = ppo_update.batch_of(model, config)

@@ -3,6 +3,8 @@
 #   bash experiments/bench/gpu.sh --wheels DIR                   with a network: the packages that such a machine lacks
 #   bash experiments/bench/gpu.sh [--from DIR] [words of gpu.py]   on the machine; --dry on any, on the CPU at toy sizes
 set -euo pipefail
+STARTED=$(date +%s)  # installing counts too
+export STARTED
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-python3}
 if [ "${1:-}" = --wheels ]; then

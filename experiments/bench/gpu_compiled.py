@@ -13,8 +13,8 @@ Left out: how fast kernels are, the choices that XLA makes by trying them on the
 
 import argparse
 import collections
-import contextlib
 import dataclasses
+import functools
 import re
 import sys
 import time
@@ -36,8 +36,8 @@ from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from rlhf_jax import configs
-from rlhf_jax.model import attention, generate, sharding
-from rlhf_jax.runtime import collectives, executables
+from rlhf_jax.model import attention, generate
+from rlhf_jax.runtime import collectives
 
 FLOPS, BANDWIDTH = 989e12, 4.8e12  # NVIDIA H200, SXM: dense bfloat16 a second, bytes a second
 TARGET = """
@@ -147,15 +147,13 @@ def _bytes(program: Any, instructions: dict[str, Any], made: Any) -> float:
 
 def flops_of(wish: dict[str, Any], kernel: bool) -> float:
   """Of one part's largest program, what remat computes twice left out."""
-  trips, (run, given) = trips_of(wish), gpu_part.programs(wish)[-1]
-  if wish['part'] == 'ppo':  # scanned layers are soon traced
-    model = dataclasses.replace(configs.Model(**wish['model']), scan=True)
-    stage, *state = ppo_update.shaped(model, gpu_part.ppo_config(wish)[0])
-    run, given = executables.update(stage, None), (*state, *given[2:])
-  # The kernel's products cannot be counted, so the reward model's rows are made whole without it.
-  rows = {'divided': lambda rows: rows + kernel} if wish['part'] == 'reward' else {}
-  with mock.patch.multiple(sharding, **rows) if rows else contextlib.nullcontext():
-    found = measure.counted(run, *given, trips=trips)
+  if wish['part'] == 'ppo':
+    (config, _), model = gpu_part.ppo_config(wish), configs.Model(**wish['model'])
+    found = measure.by_layers(functools.partial(
+      gpu_part.update_flops, config, ppo_update.batch_of(model, config), kernel), model)
+  else:
+    run, given = gpu_part.programs(wish)[-1]
+    found = measure.counted(run, *given, trips=trips_of(wish), kernel=kernel)
   return found.total - found.recomputed
 
 

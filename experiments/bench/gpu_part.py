@@ -5,14 +5,13 @@
 The JSON names the part, the model's fields and the sizes of the work (gpu.py has the table). Every
 part measures the rate it is compared with, of a matmul or a copy, in its own process.
 Model FLOPs: matrix products of the traced program, what rematerialisation computes twice left out,
-masked attention counted as far as it is computed, a reward model's prompts once even where they are
-read for every completion. With "prepare" the programs that are measured are compiled only; where
-they are found in a cache `compile_seconds` is what loading takes.
+masked attention counted as far as it is computed (half of it in a kernel), a reward model's prompts
+once even where they are read for every completion. With "prepare" the programs that are measured
+are compiled only; where they are found in a cache `compile_seconds` is what loading takes.
 Left out: several devices.
 """
 
 import collections
-import dataclasses
 import functools
 import itertools
 import json
@@ -59,16 +58,16 @@ def step(wish: dict[str, Any]) -> dict[str, Any]:
   rate = measure.matmul_rate(wish['matmul'], 10, model.compute)
   task = training_step.TASKS[wish['part']](model, wish['rows'], wish['length'], wish['microbatch'],
                                            count=2)
+  kernel = attention.has_kernel(model, task.length)
   found = measure.counted(task.stage.update, task.state, task.frozen, task.batches[0],
-                          jax.random.key(0))
+                          jax.random.key(0), kernel=kernel and wish['part'] != 'reward')
   weights = measure.parameters(task.state.model.params)
   state, task.state = task.state, None  # it is donated
   done = measure.steps(task.stage, state, task.frozen, task.batches, wish['steps'])
   top = profiled(lambda: done.update(done.state, task.frozen, task.batches[0], jax.random.key(3),
                                      np.int32(0)))
   return {'rows': task.rows, 'length': task.length, 'parameters': weights, 'profile': top,
-          'fused_attention': attention.has_kernel(model, task.length)
-          } | training_step.rates(
+          'fused_attention': kernel} | training_step.rates(
     done, task.tokens, found.total - found.recomputed, rate) | {
     'recomputed_gflop': round(found.recomputed / 1e9, 3),
     'program_gib': round(done.program_bytes / 2**30, 4), 'loss_first': done.first['loss'],
@@ -76,17 +75,18 @@ def step(wish: dict[str, Any]) -> dict[str, Any]:
 
 
 def decoding_bytes(model: configs.Model, params: Any, rows: int, prompt: int, length: int) -> int:
-  """Bytes that a decoding step reads in the mean: the weights in the compute type, positions but
-  for a row left out, and the slots of its loop's cache, whatever of them is masked.
+  """Bytes that a decoding step reads in the mean: the weights in the compute type without tables of
+  which it looks up a row, and the slots of its loop's cache, whatever of them is masked.
   """
   slots, ends = 0, generate.loops(length)
+  assert length > 1, 'one token takes no step'
   for begin, end in itertools.pairwise([1, *ends]):
     slots += (end - begin) * (prompt + end) / (length - 1)
   cast = jax.eval_shape(lambda p: sharding.in_compute_type(p, model.compute), params)
   read = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cast))
-  if 'positions' in cast['embed']:
-    table = cast['embed']['positions']
-    read -= table.size * table.dtype.itemsize
+  looked_up = [cast['embed']['positions']] if 'positions' in cast['embed'] else []
+  looked_up += [] if model.tied else [cast['embed']['tokens']]
+  read -= sum(table.size * table.dtype.itemsize for table in looked_up)
   head = transformer.kv_heads(model) * positions.head_size(model)
   each = 2 * model.layers * rows * head * jnp.dtype(model.compute).itemsize
   return round(read + each * slots)
@@ -176,6 +176,13 @@ def ppo_config(wish: dict[str, Any]) -> tuple[configs.PPO, dict[str, Any]]:
                      value_optimizer=ppo_update.OPTIMIZER, **given), given
 
 
+def update_flops(config: configs.PPO, batch: dict, kernel: bool, model: configs.Model) -> Any:
+  """Of an update with this model, by phase."""
+  stage, *state = ppo_update.shaped(model, config)
+  return measure.counted(stage.update, *state, batch, jax.random.key(0),
+                         trips=config.response_length - 1, kernel=kernel)
+
+
 def ppo(wish: dict[str, Any]) -> dict[str, Any]:
   """The whole PPO-ptx update, and its phases: rollout and scoring each by itself, training as what
   is left of the whole, and of that ptx, which the same program skips where γ = 0.
@@ -184,9 +191,8 @@ def ppo(wish: dict[str, Any]) -> dict[str, Any]:
   config, given = ppo_config(wish)
   rate = measure.matmul_rate(wish['matmul'], 10, model.compute)
   batch, key = ppo_update.batch_of(model, config), jax.random.key(3)
-  scanned = ppo_update.shaped(dataclasses.replace(model, scan=True), config)  # traced at once
-  found = measure.counted(scanned[0].update, *scanned[1:], batch, jax.random.key(0),
-                          trips=config.response_length - 1)
+  kernel = attention.has_kernel(model, config.prompt_length + config.response_length)
+  found = measure.by_layers(functools.partial(update_flops, config, batch, kernel), model)
   stage, state, frozen = ppo_update.make(model, config)
   weights = measure.parameters(state.policy.params)
   _, split = ppo_update.begun(config, stage, state, frozen, batch, wish['repeats'])
@@ -202,9 +208,8 @@ def ppo(wish: dict[str, Any]) -> dict[str, Any]:
   holder[0] = holder[0].replace(ptx_coef=jnp.zeros_like(holder[0].ptx_coef))
   split |= {'training': done.seconds - sum(split.values()),
             'ptx': done.seconds - measure.timed(updated, wish['repeats'])}
-  length = config.prompt_length + config.response_length
   return {'parameters': weights, 'work': given, 'profile': top,
-          'fused_attention': attention.has_kernel(model, length)} | ppo_update.rates(
+          'fused_attention': kernel} | ppo_update.rates(
     config, done, split, found.total - found.recomputed, rate) | {
     'gflop_phases': {k: round(v / 1e9, 4) for k, v in found.phases.items()},
     'recomputed_gflop': round(found.recomputed / 1e9, 3),

@@ -5,6 +5,7 @@ A stage's update is compiled as runtime/loop.py compiles it (`executables.update
 Left out: several devices; what a program prints (each for itself).
 """
 
+import contextlib
 import dataclasses
 import os
 import resource
@@ -22,7 +23,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rlhf_jax.model import attention, generate
+from rlhf_jax import configs
+from rlhf_jax.model import attention, generate, transformer
 from rlhf_jax.runtime import executables, flops
 
 
@@ -48,11 +50,24 @@ def timed(function: Callable[[], Any], repeats: int) -> float:
   return float(np.median(walls))
 
 
+def in_a_row(function: Callable[[Any], Any], x: Any, repeats: int, count: int = 4) -> float:
+  """Median seconds of a call among `count`, each given the result before it: the host, slow
+  beside a GPU, waits once for all of them.
+  """
+  def row():
+    y = x
+    for _ in range(count):
+      y = function(y)
+    return y
+
+  return timed(row, repeats) / count
+
+
 def matmul_rate(size: int = 2048, repeats: int = 5, dtype: str = 'float32') -> float:
   """FLOP/s of a large matrix product of random numbers on this machine, now."""
   a = jax.random.normal(jax.random.key(0), (size, size), dtype)
   product = jax.jit(jnp.matmul)
-  return 2 * size**3 / timed(lambda: product(a, a), repeats)
+  return 2 * size**3 / in_a_row(lambda b: product(a, b), a, repeats)
 
 
 def copy_rate(count: int = 2**28, repeats: int = 5) -> float:
@@ -60,8 +75,7 @@ def copy_rate(count: int = 2**28, repeats: int = 5) -> float:
   so that nothing may be aliased).
   """
   x = jnp.ones((count,), jnp.float32)
-  copy = jax.jit(jnp.negative)
-  return 2 * x.nbytes / timed(lambda: copy(x), repeats)
+  return 2 * x.nbytes / in_a_row(jax.jit(jnp.negative), x, repeats)
 
 
 # ----- steps of a stage
@@ -119,21 +133,47 @@ def program_bytes(compiled: Any) -> int:
           - sizes.alias_size_in_bytes)
 
 
+def _half(query: Any, key: Any, value: Any) -> Any:
+  """In the place of `attention.causal`: as many products as it makes, with half of the keys."""
+  near = [x[:, :x.shape[1] // 2] for x in (key, value)]
+  return jax.nn.dot_product_attention(query, *near, implementation='xla')
+
+
 def counted(function: Callable[..., Any], *arguments: Any, trips: int | None = None,
-            otherwise: str = 'scoring') -> flops.Counts:
-  """FLOPs of the matrix products of one call, by phase; what is computed of masked
-  attention is counted too, and a fused kernel as XLA's operations that it stands for.
+            otherwise: str = 'scoring', kernel: bool = False) -> flops.Counts:
+  """FLOPs of the matrix products of one call, by phase; what is computed of masked attention is
+  counted too.
 
   Args:
     trips: passes that decoding makes, in all of its loops.
     otherwise: the phase of what stands in no scope.
+    kernel: attention is a kernel where one takes it, which computes half of a square; else it is
+      XLA's operations everywhere.
   """
   fresh = lambda *given: function(*given)  # jax keeps what it traced
-  with mock.patch.dict(attention.KERNELS, clear=True), \
-       mock.patch.object(generate, 'UNROLLED', ()):  # traced sooner
+  here = {jax.default_backend(): 'counted'} if kernel else {}
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(mock.patch.dict(attention.KERNELS, here, clear=True))
+    stack.enter_context(mock.patch.object(generate, 'UNROLLED', ()))  # traced sooner
+    if kernel:
+      stack.enter_context(mock.patch.object(attention, '_trial', lambda *given: True))
+      stack.enter_context(mock.patch.object(transformer, 'causal', _half))
     traced = jax.jit(fresh).trace(*arguments)
   each = trips and trips / len(generate.loops(trips + 1))
   return flops.count(traced.jaxpr.jaxpr, each, otherwise)
+
+
+def by_layers(count: Callable[[configs.Model], flops.Counts],
+              model: configs.Model) -> flops.Counts:
+  """What `count` tells of a model, unrolled layers soon: from two and three of them, since all but
+  the last are alike.
+  """
+  if model.scan or model.layers < 4:
+    return count(model)
+  two, three = (count(dataclasses.replace(model, layers=layers)) for layers in (2, 3))
+  along = lambda a, b: a + (model.layers - 2) * (b - a)
+  return flops.Counts({name: along(two.phases[name], three.phases[name]) for name in two.phases},
+                      along(two.decoding, three.decoding), along(two.recomputed, three.recomputed))
 
 
 def parameters(params: Any) -> int:

@@ -25,8 +25,7 @@ import measure
 import numpy as np
 
 from rlhf_jax import configs
-from rlhf_jax.model import experience, generate, sharding, transformer
-from rlhf_jax.objectives import policy as objective
+from rlhf_jax.model import experience, transformer
 from rlhf_jax.stages import ppo
 from rlhf_jax.stages.stage import Parent
 
@@ -115,53 +114,12 @@ def batch_of(model: configs.Model, config: configs.PPO = CONFIG) -> dict[str, An
   return batch
 
 
-def roll_out(config: configs.PPO, models: ppo.Models, params: Any, prompts: dict,
-             key: jax.Array) -> generate.Rollout:
-  """The update's first phase."""
-  decoding = sharding.for_decoding(params, models.policy_axes, models.policy.compute)
-  return generate.generate_in_chunks(
-    models.policy, decoding, prompts['tokens'], prompts['valid'], key, config.rollout_chunks,
-    length=config.response_length, temperature=config.temperature, eos=models.eos, pad=models.pad)
-
-
-@jax.named_scope('scoring')
-def score(config: configs.PPO, models: ppo.Models, state: ppo.State, frozen: dict,
-          rollout: generate.Rollout) -> experience.Experience:
-  """The update's second phase, without what it only tells."""
-  rows, length = (rollout.tokens, rollout.valid), config.response_length
-  logprobs_under = lambda params: sharding.in_pieces(
-    lambda piece: experience.response_logprobs(models.policy, params, *piece, length,
-                                               config.temperature), config.microbatch, rows)
-  logprobs = rollout.logprobs
-  if models.policy.compute != 'float32':
-    logprobs = logprobs_under(state.policy.params)
-  kl = objective.kl_estimates(logprobs, logprobs_under(frozen['reference']))[0]
-  scores = models.score(frozen['reward'], *rows, rollout.mask).astype(jnp.float32)
-  values = sharding.in_pieces(
-    lambda piece: experience.response_values(models.value, state.value.params, *piece, length),
-    config.microbatch, rows)
-  ended = generate.ended(rollout, models.eos)
-  rewards = objective.reward_per_token(scores - config.no_eos_penalty * ~ended, kl, state.kl_coef,
-                                       rollout.mask)
-  advantages, returns = objective.gae(rewards, values, rollout.mask, config.discount,
-                                      config.gae_lambda)
-  return experience.Experience(
-    rollout=rollout.replace(logprobs=logprobs), score=scores, kl=kl, values=values,
-    advantages=objective.whiten(advantages, rollout.mask), returns=returns)
-
-
-def train(config: configs.PPO, models: ppo.Models, state: ppo.State, seen: Any, text: Any,
-          key: jax.Array) -> tuple[ppo.State, dict]:
-  """The update's third phase."""
-  return ppo.epochs_of_minibatches(config, models, state, seen, text, key)
-
-
 def beginnings(config: configs.PPO, stage: Any) -> tuple[Any, Any]:
   """The first two phases, each jitted by itself: (policy parameters, prompts, key) -> Rollout, and
-  (state, frozen, rollout) -> Experience.
+  (state, frozen, rollout) -> (Experience, metrics).
   """
   models = stage.update.args[1]
-  return tuple(jax.jit(functools.partial(f, config, models)) for f in (roll_out, score))
+  return tuple(jax.jit(functools.partial(f, config, models)) for f in (ppo.roll_out, ppo.scored))
 
 
 def begun(config: configs.PPO, stage: Any, state: Any, frozen: Any, batch: dict,
@@ -170,7 +128,7 @@ def begun(config: configs.PPO, stage: Any, state: Any, frozen: Any, batch: dict,
   first, second = beginnings(config, stage)
   sample = lambda: first(state.policy.params, batch['prompts'], jax.random.key(5))
   rollout = sample()
-  seen = second(state, frozen, rollout)
+  seen, _ = second(state, frozen, rollout)
   return seen, {'rollout': measure.timed(sample, repeats),
                 'scoring': measure.timed(lambda: second(state, frozen, rollout), repeats)}
 
@@ -182,7 +140,8 @@ def phases(config: configs.PPO, stage: Any, state: Any, frozen: Any, batch: dict
   The state is donated, since there is no room for two of a large one.
   """
   seen, found = begun(config, stage, state, frozen, batch, repeats)
-  step = jax.jit(functools.partial(train, config, stage.update.args[1]), donate_argnums=0)
+  step = jax.jit(functools.partial(ppo.epochs_of_minibatches, config, stage.update.args[1]),
+                 donate_argnums=0)
   holder = [state]
 
   def trained():

@@ -6,13 +6,16 @@ a checkpoint; worker processes, since a batch of 32 takes less than a millisecon
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import grain
 import numpy as np
 
+from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
+from rlhf_jax.data import builders
 
 
 class Batches:
@@ -85,3 +88,31 @@ def _order(rows: Any, seed: int) -> grain.MapDataset:
     raise BadInput('data: expected rows to train on, found none')
   # Numbers and not rows go through grain: its bookkeeping costs more than reading a row here.
   return grain.MapDataset.range(len(rows)).seed(seed).shuffle().repeat()
+
+
+def prompts_and_text(config: configs.PPO, parent: Any, place: Any, shapes: Mapping[str, Any]
+                     ) -> Callable[[int], dict[str, dict[str, Any]]]:
+  """step -> the prompts of a PPO update, and rows of text where `shapes` has any.
+
+  Args:
+    parent: the policy's run, whose tokenizer reads, and whose held-out text stays held out.
+    shapes: {'prompts': {'tokens': [B, P], …}, 'pretraining': …}, whose fields a batch has.
+
+  Raises: BadInput where text is wanted and no source is named, and as `builders.build` does.
+  """
+  make = functools.partial(builders.build, tokenizer=parent.tokenizer, place=place,
+                           limits=builders.Limits.like(config))
+  prompts = make(config.prompts, heldout=0.0, seed=config.seed).train
+  parts = {'prompts': batches(prompts, config.episodes, config.seed)}
+  if 'pretraining' in shapes:
+    if not config.pretraining:
+      raise BadInput('pretraining: no text for the ptx gradient; name sources, or set ptx_ratio 0')
+    text = make(config.pretraining, heldout=getattr(parent.config, 'heldout', 0.0),
+                seed=getattr(parent.config, 'seed', config.seed)).train
+    parts['pretraining'] = batches(text, shapes['pretraining']['tokens'].shape[0], config.seed)
+
+  def batch(step):
+    found = {name: part[step] for name, part in parts.items()}
+    return {name: {k: rows[k] for k in shapes[name]} for name, rows in found.items()}
+
+  return batch

@@ -42,8 +42,9 @@ def _backward(vocabulary, kept, gradient):
   pull = (picked - jnp.exp(logits - total[..., None])) * (gradient / temperature)[..., None]
   pull = pull.astype(hidden.dtype).reshape(-1, logits.shape[-1])
   below = pull @ table.astype(hidden.dtype)
-  across = jnp.einsum('rv,rd->vd', pull, hidden.reshape(-1, hidden.shape[-1]))
-  return below.reshape(hidden.shape), across.astype(table.dtype), None, None
+  across = jnp.einsum('rv,rd->vd', pull, hidden.reshape(-1, hidden.shape[-1]),
+                      preferred_element_type=table.dtype)
+  return below.reshape(hidden.shape), across, None, None
 
 
 _chunk_logprobs = jax.custom_vjp(lambda *given: _forward(*given)[0], nondiff_argnums=(3,))
@@ -67,6 +68,7 @@ def token_logprobs(hidden: chex.Array, table: chex.Array, targets: chex.Array, v
   length = targets.shape[1]
   if not chunk or chunk >= length:
     return _chunk_logprobs(hidden, table, targets, vocabulary, temperature)
+  table = table.astype(jnp.float32)  # its gradient is added up over the pieces
   pieces = -(-length // chunk)
   pad = pieces * chunk - length
   hidden = jnp.pad(hidden, ((0, 0), (0, pad), (0, 0)))

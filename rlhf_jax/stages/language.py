@@ -115,8 +115,8 @@ def _check(config, place):
     return
   if config.select == 'validation_loss' and not config.heldout:
     raise configs.BadInput("select 'validation_loss' needs heldout above 0")
-  if config.select == 'reward' and not (config.reward and config.prompts):
-    raise configs.BadInput("select 'reward' needs a reward run and validation prompts")
+  if config.select == 'reward' and not (config.reward and config.prompts and config.init_from):
+    raise configs.BadInput("select 'reward' needs init_from, a reward run and validation prompts")
 
 
 def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,

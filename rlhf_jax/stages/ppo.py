@@ -17,8 +17,7 @@ import numpy as np
 import optax
 
 from rlhf_jax import configs
-from rlhf_jax.data import batches as data_batches
-from rlhf_jax.data import builders, records
+from rlhf_jax.data import batches, records
 from rlhf_jax.model import experience, generate, sharding, transformer
 from rlhf_jax.objectives import likelihood
 from rlhf_jax.objectives import policy as objective
@@ -71,21 +70,43 @@ def update(config: configs.PPO, models: Models, state: State, frozen: dict, batc
     state; metrics, float32 scalars, and 'samples' of the first few rows.
   """
   key_sample, key_shuffle = jax.random.split(key)
+  rollout = roll_out(config, models, state.policy.params, batch['prompts'], key_sample)
+  seen, told = scored(config, models, state, frozen, rollout)
+  state, metrics = epochs_of_minibatches(config, models, state, seen, batch.get('pretraining'),
+                                         key_shuffle)
+
+  metrics |= told | {'kl_coef': state.kl_coef, 'ptx_coef': state.ptx_coef}
+  if config.kl_target:
+    state = state.replace(kl_coef=objective.adapt_kl_coef(
+      state.kl_coef, metrics['kl'], config.kl_target, config.episodes, config.kl_horizon))
+  metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
+  shown = {'tokens': rollout.tokens, 'valid': rollout.valid, 'score': seen.score,
+           'kl': sums(seen.kl, rollout.mask)}
+  metrics['samples'] = jax.tree.map(lambda x: x[:SHOWN], shown)
+  return state.replace(step=state.step + 1), metrics
+
+
+def roll_out(config: configs.PPO, models: Models, params: transformer.Params, prompts: dict,
+             key: chex.PRNGKey) -> generate.Rollout:
+  """A response of the policy to each prompt."""
+  return generate.generate_in_chunks(
+    models.policy, sharding.for_decoding(params, models.policy_axes, models.policy.compute),
+    prompts['tokens'], prompts['valid'], key, config.rollout_chunks,
+    length=config.response_length, temperature=config.temperature, eos=models.eos, pad=models.pad)
+
+
+@jax.named_scope('scoring')
+def scored(config: configs.PPO, models: Models, state: State, frozen: dict,
+           rollout: generate.Rollout) -> tuple[experience.Experience, dict]:
+  """What the rows are worth: score, KL, reward a token, values, advantages; and metrics of it."""
   policy, length = models.policy, config.response_length
-
-  decoding = sharding.for_decoding(state.policy.params, models.policy_axes, policy.compute)
-  prompts = batch['prompts']
-  rollout = generate.generate_in_chunks(policy, decoding, prompts['tokens'], prompts['valid'],
-                                        key_sample, config.rollout_chunks, length=length,
-                                        temperature=config.temperature, eos=models.eos,
-                                        pad=models.pad)
-
   rows = (rollout.tokens, rollout.valid)
   logprobs_under = lambda params: sharding.in_pieces(
     lambda piece: experience.response_logprobs(policy, params, *piece, length, config.temperature),
     config.microbatch, rows)
   logprobs = rollout.logprobs
-  if policy.compute != 'float32':  # a fresh forward pass differs there, and the ratio needs it
+  # Elsewhere a fresh forward pass differs, and the ratio needs it: chips round float32 products.
+  if policy.compute != 'float32' or jax.default_backend() != 'cpu':
     logprobs = logprobs_under(sharding.cast_blocks(state.policy.params, policy.compute))
   reference = logprobs_under(frozen['reference'])
   kl, _, kl_k3 = objective.kl_estimates(logprobs, reference)
@@ -105,22 +126,11 @@ def update(config: configs.PPO, models: Models, state: State, frozen: dict, batc
   seen = experience.Experience(rollout=rollout.replace(logprobs=logprobs), score=score, kl=kl,
                                values=values, advantages=advantages, returns=returns)
 
-  state, metrics = epochs_of_minibatches(config, models, state, seen, batch.get('pretraining'),
-                                         key_shuffle)
-
-  metrics |= rollout_metrics(seen, kl_k3, ended)
-  metrics |= {'kl_coef': state.kl_coef, 'ptx_coef': state.ptx_coef}
-  if policy.compute != 'float32':
+  told = rollout_metrics(seen, kl_k3, ended)
+  if logprobs is not rollout.logprobs:
     gap = jnp.abs(logprobs - rollout.logprobs)
-    metrics['logprob_gap'] = likelihood.masked_mean(gap, rollout.mask)
-  if config.kl_target:
-    state = state.replace(kl_coef=objective.adapt_kl_coef(
-      state.kl_coef, metrics['kl'], config.kl_target, config.episodes, config.kl_horizon))
-  metrics = {name: jnp.asarray(value, jnp.float32) for name, value in metrics.items()}
-  shown = {'tokens': rollout.tokens, 'valid': rollout.valid, 'score': score,
-           'kl': sums(kl, rollout.mask)}
-  metrics['samples'] = jax.tree.map(lambda x: x[:SHOWN], shown)
-  return state.replace(step=state.step + 1), metrics
+    told['logprob_gap'] = likelihood.masked_mean(gap, rollout.mask)
+  return seen, told
 
 
 def sums(values: chex.Array, mask: chex.Array) -> chex.Array:
@@ -236,7 +246,7 @@ def ptx_gradient(config: configs.PPO, models: Models, state: State, text: dict) 
 # ----- the stage
 
 
-def _check(config, policy, value):
+def _check(config, policy, others):
   """BadInput for numbers that do not go together."""
   def refuse(wrong, text):
     if wrong:
@@ -253,16 +263,17 @@ def _check(config, policy, value):
   refuse(rows % (config.episodes // config.minibatch),
          f'ptx_ratio {config.ptx_ratio} x episodes {config.episodes} = {rows} rows of text cannot '
          f'be dealt to {config.episodes // config.minibatch} minibatches')
+  refuse(config.response_length < 1, 'response_length 0: expected at least one token')
   refuse(config.temperature <= 0, f'temperature {config.temperature}: PPO needs a positive one')
   refuse(config.kl_target < 0 or config.kl_horizon <= 0,
          f'kl_target {config.kl_target} must be 0 (fixed kl_coef) or positive, '
          f'kl_horizon {config.kl_horizon} positive')
   refuse(config.kl_coef < 0 or config.ptx_coef < 0, 'kl_coef and ptx_coef must not be negative')
-  longest = max(config.prompt_length + config.response_length,
-                config.text_length if config.ptx_ratio else 0)
-  context = min(policy.context, value.context)
-  refuse(longest > context,
-         f'rows of {longest} tokens do not fit the model: its context is {context}')
+  whole, text = config.prompt_length + config.response_length, config.text_length
+  longest = max(whole, text if config.ptx_ratio else 0)
+  for tokens, model in [(longest, policy), *((whole, other) for other in others)]:
+    refuse(tokens > model.context,
+           f'rows of {tokens} tokens do not fit the model: its context is {model.context}')
 
 
 def _shapes(config):
@@ -275,30 +286,6 @@ def _shapes(config):
     shapes['pretraining'] = {'tokens': shape(text, np.int32), 'valid': shape(text, np.bool_),
                              'mask': shape(text, np.bool_)}
   return shapes
-
-
-def _batches(config, parent, place):
-  """step -> the batch of that update."""
-  build = functools.partial(builders.build, tokenizer=parent.tokenizer, place=place,
-                            limits=builders.Limits.like(config))
-  prompts = build(config.prompts, heldout=0.0, seed=config.seed).train
-  parts = {'prompts': data_batches.batches(prompts, config.episodes, config.seed)}
-  shapes = _shapes(config)
-  if 'pretraining' in shapes:
-    if not config.pretraining:
-      raise configs.BadInput(
-        'pretraining: no text for the ptx gradient; name sources, or set ptx_ratio 0')
-    # What the parent held out for validation stays held out.
-    text = build(config.pretraining, heldout=getattr(parent.config, 'heldout', 0.0),
-                 seed=getattr(parent.config, 'seed', config.seed)).train
-    parts['pretraining'] = data_batches.batches(text, shapes['pretraining']['tokens'].shape[0],
-                                                config.seed)
-
-  def batch(step):
-    found = {name: part[step] for name, part in parts.items()}
-    return {name: {k: rows[k] for k in shapes[name]} for name, rows in found.items()}
-
-  return batch
 
 
 def _value_start(config, parents, key):
@@ -328,7 +315,8 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
   custom = None if 'reward' in parents else records.load(config.reward, 'reward function')
   role, value_params = _value_start(config, parents, jax.random.key(config.seed + 1))
   value = dataclasses.replace(parents[role].model, dropout=0.0)
-  _check(config, policy, value)
+  _check(config, policy, [value] if custom else [value, parents['reward'].model])
+  shapes = _shapes(config)
   tokenizer = base.tokenizer
   for name in ('reward', 'value'):
     if name in parents and getattr(parents[name].tokenizer, 'json', None) != getattr(
@@ -367,8 +355,8 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
   return stage.Stage(
     model=policy, tokenizer=tokenizer, kind='policy', steps=config.updates, init=init,
     freeze=freeze, update=functools.partial(update, config, models), export=export,
-    batches=_batches(config, base, place) if place is not None else None,
-    batch_shapes=_shapes(config),
+    batches=batches.prompts_and_text(config, base, place, shapes) if place is not None else None,
+    batch_shapes=shapes,
     axes={'policy': transformer.axes(policy), 'scalar': transformer.axes(value, scalar=True)},
     evaluate=validation.evaluation(config, models, tokenizer, place, judge_rows),
     tokens=config.episodes * (config.prompt_length + config.response_length),

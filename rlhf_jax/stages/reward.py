@@ -32,7 +32,7 @@ def _forward(model, length, params, batch):
   tokens, valid = batch['tokens'], batch['valid']
   count, total = tokens.shape[1:]
   again = (count - 1) * (total - length)  # tokens of prompts
-  whole = transformer.has_kernel(model, total) and 4 * again <= count * total
+  whole = 4 * again <= count * total and transformer.has_kernel(model, total)
   if not whole and sharding.divided(len(tokens)) == len(tokens):
     return experience.scores_of_completions(model, params, tokens, valid, length)
   flat = lambda x: x.reshape(-1, x.shape[-1])
@@ -158,6 +158,8 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
     raise configs.BadInput(
       f'rows of {length} tokens do not fit the model: raise model.context ({model.context})')
   train, heldout, demonstrations, steps = None, {}, None, 1
+  if place is None and not config.k_max:
+    raise configs.BadInput('k_max 0 (as many as the data has): without data name a number')
   if place is not None:
     if not config.k_max:
       roles = ('data', 'heldout_data') if config.heldout_data else ('data',)

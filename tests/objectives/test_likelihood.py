@@ -53,6 +53,24 @@ def test_chunks_have_the_gradient_of_the_whole(case):
     assert np.linalg.norm(a - b) <= 1e-6 * np.linalg.norm(b)
 
 
+def test_a_tables_gradient_in_bfloat16_does_not_depend_on_chunks():
+  """It is added up over 64 pieces, in float32."""
+  random = np.random.default_rng(1)
+  hidden, table = random.normal(size=(2, 256, 32)), random.normal(size=(64, 32)) / 4
+  targets, weights = random.integers(0, 64, (2, 256)), random.random((2, 256))
+
+  def gradient(chunk, dtype):
+    def loss(table):
+      return jnp.sum(weights * token_logprobs(jnp.asarray(hidden, dtype), table.astype(dtype),
+                                              targets, 64, 1.0, chunk))
+
+    return jax.jit(jax.grad(loss))(jnp.float32(table))
+
+  exact = gradient(0, jnp.float32)
+  error = lambda chunk: np.linalg.norm(gradient(chunk, jnp.bfloat16) - exact)
+  assert error(4) <= 1.5 * error(0)
+
+
 def test_padding_rows_have_probability_zero(case):
   hidden, table, _ = case
   table = table.copy()

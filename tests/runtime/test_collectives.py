@@ -11,6 +11,7 @@ from rlhf_jax.runtime import collectives
 from rlhf_jax.runtime.flops import Incomplete
 
 LAYERS, WIDTH, ROWS = 5, 32, 16
+pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason='wants more devices')
 
 
 def compiled(program, *shapes, specs):

@@ -28,6 +28,12 @@ def made(name, **changes):
   return abstract.make(experiment.Experiment(pathlib.Path('x.py'), runs, {}), name)
 
 
+@pytest.fixture(autouse=True)
+def as_on_a_cpu(monkeypatch):
+  """A GPU's decoding is unrolled, and its float32 log-probabilities are taken again."""
+  monkeypatch.setattr(jax, 'default_backend', lambda: 'cpu')
+
+
 def traced(stage):
   state, frozen = layout.shapes(stage)
   key = jax.eval_shape(lambda: jax.random.key(0))

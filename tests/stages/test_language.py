@@ -227,3 +227,13 @@ def test_bad_sizes_are_refused(bench, tiny, change, word):
 def test_settings_that_mean_nothing_are_refused(tiny, wrong):
   with pytest.raises(configs.BadInput):
     language.make(dataclasses.replace(tiny.LANGUAGE, **wrong), {}, None)
+
+
+def test_selecting_by_reward_wants_a_tokenizer_that_is_there(tiny):
+  """With a model of its own the first evaluation would fail, hours in."""
+  config = dataclasses.replace(
+    tiny.LANGUAGE, init_from='', select='reward', reward='reward',
+    model=configs.Model(layers=1, width=8, heads=1, vocabulary=64),
+    prompts=(configs.Source('prompts', ('a.jsonl',)),))
+  with pytest.raises(configs.BadInput, match='needs init_from'):
+    language._check(config, 'a place')

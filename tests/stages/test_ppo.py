@@ -9,7 +9,7 @@ import pytest
 
 from rlhf_jax import configs
 from rlhf_jax.model import transformer
-from rlhf_jax.stages import stage, validation
+from rlhf_jax.stages import ppo, stage, validation
 
 
 @pytest.fixture(scope='module')
@@ -353,10 +353,22 @@ def test_a_fixed_beta_stays(base, drifted):
   ({'ptx_coef': -27.8}, 'ptx_coef'),
   ({'response_length': 11}, 'rows of 17 tokens'),
   ({'text_length': 17}, 'rows of 17 tokens'),
+  ({'response_length': 0}, 'response_length 0'),
 ])
 def test_numbers_that_do_not_go_together_are_refused(bench, tiny, change, word):
   with pytest.raises(configs.BadInput, match=word):
     bench(dataclasses.replace(tiny.PPO, **change))
+
+
+def test_the_reward_model_reads_whole_rows_too(parents, tiny):
+  """Also where the value model is another's; text is the policy's alone."""
+  short = dataclasses.replace(parents['reward'], model=dataclasses.replace(
+    parents['reward'].model, context=10))
+  with pytest.raises(configs.BadInput, match=r'rows of 11 tokens .* context is 10'):
+    ppo.make(tiny.PPO, parents | {'reward': short, 'value': parents['reward']}, None)
+  enough = dataclasses.replace(short, model=dataclasses.replace(short.model, context=11))
+  longer = dataclasses.replace(tiny.PPO, text_length=16)
+  assert ppo.make(longer, parents | {'reward': enough, 'value': enough}, None).steps
 
 
 def test_every_promised_metric_is_there_and_finite(base, drifted):

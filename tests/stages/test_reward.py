@@ -211,6 +211,11 @@ def test_bad_sizes_are_refused(bench, tiny, change, word):
     bench(dataclasses.replace(tiny.REWARD, **change)).step()
 
 
+def test_without_data_the_number_of_completions_must_be_named(parents, tiny):
+  with pytest.raises(configs.BadInput, match='k_max 0'):
+    reward.make(dataclasses.replace(tiny.REWARD, k_max=0), parents, None)
+
+
 def test_rankings_of_a_run_are_not_looked_for_below_the_data():
   """A relative workdir beside --data: the file's path must not depend on either."""
   collected = stage.Parent(None, None, None, None, pathlib.Path('runs/a/rankings'))
