@@ -19,6 +19,8 @@ fi
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
 
+# First, since it tells what is wrong with the file.
+points=$("$python" -m rlhf_jax sweep "$file" --list)
 bases=$("$python" -c '
 import pathlib, sys
 from rlhf_jax.runtime import experiment as experiments, grid
@@ -26,7 +28,6 @@ found = experiments.load(pathlib.Path(sys.argv[1]))
 needed = {run for point in grid.points(found).values()
           for run in experiments.references(point.config).values()}
 print(*experiments.order(found, sorted(needed | {found.sweep.stand_in} - {""})))' "$file")
-points=$("$python" -m rlhf_jax sweep "$file" --list)
 
 show() { echo "$*"; }
 start() { [ -n "$dry" ] || "$@"; }

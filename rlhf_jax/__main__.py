@@ -44,7 +44,7 @@ def _command(words: Sequence[str] | None) -> int:
   options = argparse.Namespace(workdir=None)
   try:
     overridden: list[tuple[str, str]] = []
-    top, run, preflight = arguments.parser()
+    top, run, preflight, sweep = arguments.parser()
     if words[:1] == ['preflight']:
       from rlhf_jax.runtime import overrides
       words, overridden = overrides.split(words[1:])
@@ -58,9 +58,9 @@ def _command(words: Sequence[str] | None) -> int:
       return _run(options, overridden, run, taken)
     if words[:1] == ['sweep']:
       from rlhf_jax.runtime import overrides
-      words, overridden = overrides.split(words)
-      options = top.parse_args(words)
-      return _sweep(options, overridden)
+      words, overridden = overrides.split(words[1:])
+      options = sweep.parse_args(words)
+      return _sweep(options, overridden, sweep)
     options = top.parse_args(words)
     return {'list': _list, 'sample': _sample, 'perplexity': _perplexity, 'export': _export,
             'data': _data, 'report': _report}[options.command](options)
@@ -137,11 +137,22 @@ def _begun(options: argparse.Namespace) -> Any:
   return Place(options.workdir, options.data, options.skip_bad_rows)
 
 
-def _sweep(options: argparse.Namespace, overridden: list[tuple[str, str]]) -> int:
+def _sweep(options: argparse.Namespace, overridden: list[tuple[str, str]],
+           sweeping: argparse.ArgumentParser) -> int:
   from rlhf_jax.runtime import experiment as experiments
   from rlhf_jax.runtime import grid, overrides
+  if options.file is None:
+    if options.help:
+      sweeping.print_help()
+      return 0
+    sweeping.error('the following arguments are required: FILE')
   experiment = overrides.apply(experiments.load(options.file), overridden)
   points = grid.points(experiment)
+  if options.help:
+    sweeping.print_help()
+    print(overrides.explain(experiment))
+    return 0
+  grid.check_overrides(experiment, [path for path, _ in overridden])
   if options.list:
     print('\n'.join(points))
     return 0
@@ -173,6 +184,8 @@ def _named(options: argparse.Namespace) -> tuple[Any, str]:
     raise BadInput('name a model: either --model FOLDER, or --workdir DIR and --run RUN')
   model = store.absolute(store.path(options.model or '').expanduser())
   store.check(options.workdir or model, '--workdir' if given else '--model')
+  if options.workdir is not None and not options.workdir.is_dir():
+    raise BadInput(f'--workdir {options.workdir}: no such folder')
   folder = options.workdir or model.parent
   data = getattr(options, 'data', None)
   # A slash tells a folder from a run.
@@ -205,6 +218,8 @@ def _perplexity(options: argparse.Namespace) -> int:
 def _export(options: argparse.Namespace) -> int:
   from rlhf_jax.runtime import export
   store.check(options.workdir, '--workdir')
+  if not options.workdir.is_dir():
+    raise BadInput(f'--workdir {options.workdir}: no such folder')
   architecture = export.export(options.workdir, options.run, options.out, options.dtype,
                                options.ema)
   print(f'{options.out}: {architecture}, tokenizer and model card')

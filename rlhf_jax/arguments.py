@@ -60,9 +60,9 @@ again goes on where the last one stopped; a point that fails is named at the end
 """
 
 
-def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse.ArgumentParser]:
-  """All commands and their options; and those of `run` and `preflight`, whose experiment file may
-  add some.
+def parser() -> tuple[argparse.ArgumentParser, ...]:
+  """All commands and their options; and those of `run`, `preflight` and `sweep`, each by itself,
+  since they take the fields of an experiment file besides.
   """
   top = argparse.ArgumentParser(
     'python -m rlhf_jax', description=DESCRIPTION, allow_abbrev=False,
@@ -70,8 +70,10 @@ def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse
   commands = top.add_subparsers(dest='command', required=True, metavar='COMMAND')
 
   run = _run_options(commands)
-  listing = commands.add_parser('list', help='name the runs of an experiment file, one a line')
-  listing.add_argument('file', type=Path, metavar='FILE')
+  listing = commands.add_parser(
+    'list', help='name the runs of an experiment file, one a line', allow_abbrev=False,
+    description='The names of the runs of an experiment file, one a line; nothing is made.')
+  listing.add_argument('file', type=Path, metavar='FILE', help='an experiment file')
 
   sample = commands.add_parser(
     'sample', help='sample responses of a model', description=SAMPLE_DESCRIPTION,
@@ -81,10 +83,10 @@ def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse
       help="else the run's own prompts, and where it has none the lines of stdin")
   add('-n', type=int, default=0, metavar='N',
       help='responses to --prompt (1), or how many of the prompts (4)')
-  add('--temperature', type=float, default=1.0, metavar='T', help='0: greedy')
+  add('--temperature', type=float, default=1.0, metavar='T', help='1; 0: greedy')
   add('--max-tokens', type=int, default=0, metavar='M',
       help="longest response; 0: as trained, or all that a folder's context leaves")
-  add('--seed', type=int, default=0, metavar='S')
+  add('--seed', type=int, default=0, metavar='S', help='0; the same seed, the same responses')
   add('--data', type=Path, metavar='DIR', help='as in `run`')
 
   perplexity = commands.add_parser(
@@ -100,18 +102,23 @@ def parser() -> tuple[argparse.ArgumentParser, argparse.ArgumentParser, argparse
     'export', help="a finished run in Hugging Face's layout", description=EXPORT_DESCRIPTION,
     allow_abbrev=False)
   add = export.add_argument
-  add('--workdir', type=store.path, required=True, metavar='DIR')
-  add('--run', required=True, metavar='RUN')
-  add('--out', type=Path, required=True, metavar='FOLDER')
-  add('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32')
+  add('--workdir', type=store.path, required=True, metavar='DIR', help='a folder that `run` filled')
+  add('--run', required=True, metavar='RUN', help='a finished Language, Reward or PPO run')
+  add('--out', type=Path, required=True, metavar='FOLDER',
+      help='a new folder, or one with a model that is written over')
+  add('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32',
+      help='of the weights; float32 where nothing is said')
   add('--ema', action='store_true', help='the average of the weights instead of the raw ones')
 
   show.add_parser(commands)
-  _sweep_options(commands)
+  sweep = _sweep_options(commands)
 
-  report = commands.add_parser('report', help='write DIR/report.html again')
-  report.add_argument('workdir', type=store.path, metavar='DIR')
-  return top, run, _preflight_options(commands)
+  report = commands.add_parser(
+    'report', help='write DIR/report.html again', allow_abbrev=False,
+    description='Writes DIR/report.html from what `run` or `sweep` left in DIR, finished or not.')
+  report.add_argument('workdir', type=store.path, metavar='DIR',
+                      help='a folder that `run` or `sweep` filled')
+  return top, run, _preflight_options(commands), sweep
 
 
 def _run_options(commands: Any) -> argparse.ArgumentParser:
@@ -134,7 +141,7 @@ def _run_options(commands: Any) -> argparse.ArgumentParser:
   add('--profile', type=int, default=0, metavar='N',
       help='trace N steps of every trained run for TensorBoard and Perfetto, in DIR/RUN/profile')
   add('--checkpoint-seconds', type=float, default=5.0, metavar='S',
-      help='seconds between two checkpoints: the most work a kill costs')
+      help='seconds between two checkpoints, 5 where nothing is said: the most work a kill costs')
   add('--RUN.field', dest='field', metavar='value',
       help='set a field of a run: --sft.optimizer.learning_rate 1e-3; `run FILE --help` lists them')
   add('-h', '--help', action='store_true',
@@ -161,13 +168,12 @@ def _preflight_options(commands: Any) -> argparse.ArgumentParser:
   return preflight
 
 
-def _sweep_options(commands: Any) -> None:
-  """Adds `sweep`."""
+def _sweep_options(commands: Any) -> argparse.ArgumentParser:
   sweep = commands.add_parser(
-    'sweep', help='make the points of a sweep file', description=SWEEP_DESCRIPTION,
+    'sweep', help='make the points of a sweep file', add_help=False, description=SWEEP_DESCRIPTION,
     allow_abbrev=False)
   add = sweep.add_argument
-  add('file', type=Path, metavar='FILE', help='an experiment file with a `sweep`')
+  add('file', type=Path, nargs='?', metavar='FILE', help='an experiment file with a `sweep`')
   add('--workdir', type=store.path, metavar='DIR',
       help='where everything is written: a folder, or gs://BUCKET/FOLDER')
   add('--list', action='store_true', help='name the points, one a line')
@@ -177,6 +183,9 @@ def _sweep_options(commands: Any) -> None:
   add('--checkpoint-seconds', type=float, default=5.0, metavar='S', help='as in `run`')
   add('--RUN.field', dest='field', metavar='value',
       help='as in `run`; --sweep.field sets one of the sweep itself')
+  add('-h', '--help', action='store_true',
+      help='this page; with FILE also every field of every run and of the sweep')
+  return sweep
 
 
 def _model(command: argparse.ArgumentParser) -> Any:
@@ -184,7 +193,7 @@ def _model(command: argparse.ArgumentParser) -> Any:
   add = command.add_argument
   add('--model', metavar='FOLDER', help="a folder in Hugging Face's layout, or DIR/RUN")
   add('--workdir', type=store.path, metavar='DIR', help='with --run: a finished run of this folder')
-  add('--run', metavar='RUN')
+  add('--run', metavar='RUN', help='with --workdir: its name')
   return add
 
 

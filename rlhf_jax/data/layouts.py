@@ -114,6 +114,10 @@ def _pair(row: Mapping[str, Any]) -> tuple[Any, str, str]:
     check(name, side, list if isinstance(sides['chosen'], list) else str)
   given = row.get('prompt')
   if isinstance(sides['chosen'], str):
+    near = difflib.get_close_matches('prompt', [name for name in row if name not in sides], n=1)
+    if given is None and near and not all(TURN in side for side in sides.values()):
+      raise Refused('missing field', 'prompt', "'prompt' beside 'chosen' and 'rejected', which are "
+                    'no dialogues', f'only {", ".join(map(repr, row))}', f'rename {near[0]!r}')
     (prompt, chosen), (other, rejected) = (
       ((given, side) if given is not None else dialogue(name, side))
       for name, side in sides.items())

@@ -140,7 +140,7 @@ def require(sources: Sequence[Source], place: Place) -> None:
 
   Raises: BadInput that names all files that are missing, and where they are published.
   """
-  missing = []
+  missing, folders_given = [], []
   for source in sources:
     if source.kind not in KINDS:
       raise BadInput(f'source: kind: expected {_near(source.kind, KINDS)}, found {source.kind!r}')
@@ -155,6 +155,10 @@ def require(sources: Sequence[Source], place: Place) -> None:
     for path in (locate(name, place) for name in source.files):
       store.check(path, 'source')
     missing += [name for name in source.files if not locate(name, place).is_file()]
+    folders_given += [name for name in source.files if locate(name, place).is_dir()]
+  if folders_given:
+    raise BadInput(f'{", ".join(dict.fromkeys(folders_given))}: expected files, found a folder; '
+                   'name the files in it')
   if not missing:
     return
   folders = dict.fromkeys(pathlib.PurePath(name).parts[0] for name in missing)

@@ -41,8 +41,8 @@ def make(experiment: experiments.Experiment, name: str, data: Path | None = None
   needed = experiments.order(experiment, [name])
   config = experiment.runs[name]
   if type(config) not in loop.STAGES:
-    raise configs.BadInput(f'{experiment.where(name)} is a {type(config).__name__}: only runs that '
-                           'train can be compiled')
+    raise configs.BadInput(f'{experiment.where(name)} is of the kind {type(config).__name__}: '
+                           'only runs that train can be compiled')
   parents: dict[str, Parent] = {}
   for run in needed:
     if type(experiment.runs[run]) in loop.STAGES:

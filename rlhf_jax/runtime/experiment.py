@@ -146,6 +146,13 @@ def check(experiment: Experiment) -> None:
       raise BadInput(f'{experiment.where(name)} is {_shown(config)}; expected '
                      f"{', '.join(k.__name__ for k in KINDS[:-1])} or {KINDS[-1].__name__}")
     check_value(functools.partial(experiment.where, name), '', config, type(config))
+    if isinstance(config, configs.Language) and not config.init_from:
+      model = config.model  # an own tokenizer's ids are not counted yet
+      try:
+        configs.check_model(dataclasses.replace(model, vocabulary=model.vocabulary or 1))
+      except BadInput as error:
+        where = experiment.where(name, 'model').removesuffix('.model')  # the message names it
+        raise BadInput(f'{where}: {error}') from error
   for name in experiment.runs:
     _check_references(experiment, name)
   order(experiment, experiment.runs)
@@ -205,7 +212,8 @@ def near(word: str, known: Iterable[str]) -> str:
   close = difflib.get_close_matches(word, known, n=3, cutoff=0.6)
   if close:
     return f"; did you mean {' or '.join(close)}?"
-  return f"; there are: {', '.join(known)}" if len(known) <= 30 else ''
+  listed = ', '.join(known) or 'none'
+  return f'; there are: {listed}' if len(known) <= 30 else ''
 
 
 def type_name(annotation: Any) -> str:

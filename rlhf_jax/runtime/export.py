@@ -97,7 +97,7 @@ def export(folder: Path, run: str, out: Path, dtype: str = 'float32', ema: bool 
     raise BadInput(f'--out {out}: holds files that are no model; name an empty folder')
   parent = checkpoint.load_parent(folder / run, 'ema' if ema else 'params')
   if parent.model is None:
-    raise BadInput(f'{run} is a {type(parent.config).__name__} run and has no model')
+    raise BadInput(f'{run} is of the kind {type(parent.config).__name__} and has no model')
   kind = 'reward' if 'head' in parent.params else 'policy'
   tokenizer, out = parent.tokenizer, out.resolve()
   ids = tokenizer.generation()

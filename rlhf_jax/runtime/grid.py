@@ -8,7 +8,7 @@ Left out: the work (sweep.py); grids that are not products of lists of values.
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rlhf_jax import configs
@@ -60,6 +60,16 @@ def points(experiment: Experiment) -> dict[str, Point]:
       found[name] = Point(name, {field: _read(config, field) for field in fields}, config)
   _check_draws(sweep.draw_of, found, file)
   return found
+
+
+def check_overrides(experiment: Experiment, paths: Iterable[str]) -> None:
+  """BadInput for a field of the base run that an option sets, and every grid again."""
+  sweep = experiment.sweep
+  for path in paths:
+    run, _, field = path.partition('.')
+    if run == sweep.base and sweep.grid and all(field in grid for grid in sweep.grid):
+      raise BadInput(f'--{path}: has no effect, since sweep.grid in {experiment.file} sets {field} '
+                     'at every point; change it there')
 
 
 def _check_draws(draw_of: Mapping[str, str], points: Mapping[str, Point], file: Any) -> None:

@@ -51,7 +51,7 @@ def apply(experiment: Experiment,
   """
   runs, sweep = dict(experiment.runs), experiment.sweep
   if mesh is not None:
-    shape = _read(mesh, tuple[int, int, int], '--mesh')
+    shape = _read(mesh, tuple[int, int, int], '--mesh', 'D,F,T: three numbers, such as 2,1,1')
     runs = {name: dataclasses.replace(config, mesh=Mesh(*shape)) for name, config in runs.items()}
   if seed is not None:
     runs = {name: dataclasses.replace(config, seed=seed) for name, config in runs.items()}
@@ -98,14 +98,17 @@ def docs(kind: type) -> dict[str, str]:
 
 
 def explain(experiment: Experiment) -> str:
-  """Every field of every run: path, type, present value and documentation, one a line."""
+  """Every field of every run, and of a sweep: path, type, present value and documentation, one a
+  line.
+  """
   parts = []
-  for name, config in experiment.runs.items():
+  of_all = experiment.runs | ({'sweep': experiment.sweep} if experiment.sweep is not None else {})
+  for name, config in of_all.items():
     rows = [(f'--{name}.{path}', type_name(kind), _written(value), doc)
-            for path, kind, value, doc in fields(config)]
+            for path, kind, value, doc in fields(config) if 'dict[' not in str(kind)]
     width = max(len(path) for path, *_ in rows)
-    first = (inspect.getdoc(type(config)) or '').splitlines()[0]
-    parts.append(f'\n{name}: {type(config).__name__}. {first}')
+    first = ' '.join((inspect.getdoc(type(config)) or '').split()).split('. ')[0]
+    parts.append(f'\n{name}: {type(config).__name__}. {first.removesuffix(".")}.')
     parts += [f'  {path:<{width}}  {kind} = {value}' + (f'  # {doc}' if doc else '')
               for path, kind, value, doc in rows]
   return '\n'.join(parts)
@@ -126,6 +129,7 @@ def _replaced(config: Any, kind: Any, path: list[str], text: str, option: str) -
     inside = {str(i): (item, type(item)) for i, item in enumerate(config)}
   if head not in inside:
     above = option.removesuffix('.'.join(path)).removesuffix('.')
+    above += f' ({type(config).__name__})' if dataclasses.is_dataclass(config) else ''
     raise BadInput(f'{option}: {above} has no field {head!r}'
                    f'{near(head, inside) if inside else ""} (`run FILE --help` lists every field)')
   item = _replaced(*inside[head], rest, text, option)
@@ -136,15 +140,17 @@ def _replaced(config: Any, kind: Any, path: list[str], text: str, option: str) -
   return dataclasses.replace(config, **{head: item})
 
 
-def _read(text: str, kind: Any, option: str) -> Any:
+def _read(text: str, kind: Any, option: str, expected: str = '') -> Any:
   """A value of an annotated type from a word. Raises BadInput that says what was expected."""
   if dataclasses.is_dataclass(kind) or (_holds_configs(kind) and not experiments.is_union(kind)):
     raise BadInput(f'{option}: name a field inside it, such as {option}.{_example(kind)} '
                    f'(`run FILE --help` lists every field)')
+  if 'dict[' in str(kind):
+    raise BadInput(f'{option}: is no word; set it in the experiment file')
   try:
     return _parsed(text, kind)
   except ValueError:
-    raise BadInput(f'{option}: {text!r} is not {type_name(kind)}') from None
+    raise BadInput(f'{option}: {text!r} is not {expected or type_name(kind)}') from None
 
 
 def _parsed(text: str, kind: Any) -> Any:

@@ -104,8 +104,8 @@ def load(folder: Path | None, name: str) -> Parent:
       raise BadInput(f'{folder} has no run {name!r}{near(name, runs)}')
     parent = checkpoint.load_parent(folder / name)
   if not isinstance(parent.config, configs.Language | configs.PPO | None):
-    raise BadInput(
-      f'{name} is a {type(parent.config).__name__}; only Language and PPO runs give responses')
+    raise BadInput(f'{name} is of the kind {type(parent.config).__name__}; only Language and PPO '
+                   'runs give responses')
   return parent
 
 

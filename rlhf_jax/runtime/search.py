@@ -25,8 +25,8 @@ def search(wish: Wish) -> Wish:
   """
   made = wish.made()
   if not isinstance(made.config, configs.PPO):
-    raise configs.BadInput(f'--search: {wish.run} is a {type(made.config).__name__}; the search is '
-                           'over the mesh, rollout chunks and microbatch of a PPO run')
+    raise configs.BadInput(f'--search: {wish.run} is of the kind {type(made.config).__name__}; the '
+                           'search is over the mesh, rollout chunks and microbatch of a PPO run')
   best = wish
   for mesh in _candidates(wish, made):
     at = {f'mesh.{axis}': size for axis, size in dataclasses.asdict(mesh).items()}

@@ -130,6 +130,9 @@ def test_pairs_of_dialogues_that_compare_nothing_are_left_out(row, reason):
   ('rankings', {'prompt': 'p', 'chosen': 'a', 'rejected': [SO]}, "'rejected': expected a text"),
   ('rankings', {'chosen': 'The sky is blue', 'rejected': 'The sky is green'},
    "field 'chosen': expected a turn that starts with"),
+  ('rankings', {'promt': 'p', 'chosen': 'a', 'rejected': 'b'},
+   "field 'prompt': expected 'prompt' beside 'chosen' and 'rejected', which are no dialogues, "
+   "found only 'promt', 'chosen', 'rejected'; rename 'promt'"),
   ('rankings', {'chosen': '\n\nAssistant: a', 'rejected': '\n\nAssistant: b'},
    "field 'chosen': expected a turn before"),
   ('rankings', {'chosen': [HI, WHY], 'rejected': [HI, NO]}, "field 'chosen': expected messages"),

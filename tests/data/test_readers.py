@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from rlhf_jax import __main__
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import readers
 from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Text
@@ -310,3 +311,10 @@ def test_pairs_of_any_layout_are_put_back_by_labeler(tmp_path):
   path = write(tmp_path / 'b.jsonl', {'prompt': 'p', 'chosen': 'a', 'rejected': 'b'})
   with pytest.raises(BadInput, match=r"b\.jsonl:1: field 'labeler': expected the name"):
     read(path, 'pairs', 'rankings')
+
+
+def test_the_help_of_data_names_every_reader(capsys):
+  with pytest.raises(SystemExit):
+    __main__.main(['data', '--help'])
+  told = capsys.readouterr().out.replace(',', ' ').split()
+  assert {name for name in readers.READERS if name} <= {*told}

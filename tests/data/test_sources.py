@@ -71,6 +71,7 @@ def test_nothing_left_says_why(place):
 @pytest.mark.parametrize(('source', 'message'), [
   (Source('texts', ('a.jsonl',)), "kind: expected 'text', found 'texts'"),
   (Source('text', ('a.jsonl',), reader='jsnl'), "reader: expected 'jsonl'"),
+  (Source('text', ('.',)), 'expected files, found a folder; name the files in it'),
   (Source('text'), 'either files or make, found neither'),
   (Source('text', ('a.jsonl',), make='a:b'), 'either files or make, found both'),
   (Source('text', make='no_such_thing:text'), "no module 'no_such_thing'"),

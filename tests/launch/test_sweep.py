@@ -40,3 +40,10 @@ def test_what_any_point_rests_on_is_made_first(tmp_path):
   runs = next(line for line in said if line.startswith('run ')).split()
   assert {'reward', 'reward_large', 'reward_300_2'} < set(runs)
   assert runs.index('gpt_large') < runs.index('sft_large') < runs.index('reward_large_1')
+
+
+def test_a_file_without_a_sweep_is_told_in_one_line():
+  done = subprocess.run(['bash', 'launch/sweep.sh', 'experiments/quickstart.py', 'runs/a',
+                         '--dry-run'], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 2 and not done.stdout
+  assert 'quickstart.py: sets no `sweep`' in done.stderr and 'Traceback' not in done.stderr

@@ -84,7 +84,11 @@ def test_seed_is_passed_on(main, faults, file, tmp_path):
   (['run', 'FILE.py', '--workdir', 'W'], 'no such experiment file'),
   (['run', 'FILE', '--workdir', 'W', '--sede', '3'], 'unrecognized arguments: --sede'),
   (['rum', 'FILE'], "invalid choice: 'rum'"),
-  (['sample', '--workdir', 'W', '--run', 'sft'], "has no run 'sft'"),
+  (['sample', '--workdir', 'W', '--run', 'sft'], 'w: no such folder'),
+  (['export', '--workdir', 'W', '--run', 'sft', '--out', 'W'], 'w: no such folder'),
+  (['run', 'FILE', '--workdir', 'W', '--gpt.model.heads', '3'],
+   "runs['gpt']: model.heads = 3 does not divide model.width"),
+  (['sweep'], 'required: FILE'),
   ([], 'required: COMMAND'),
 ])
 def test_bad_input_is_the_last_line_and_exit_code_2(main, faults, file, tmp_path, words, said):
@@ -169,7 +173,9 @@ def test_profile_leaves_a_trace(main, faults, file, tmp_path):
   assert any('perfetto' in name for name in traces)
 
 
-def test_sample_in_a_pipe_is_the_plain_text(main, monkeypatch):
+def test_sample_in_a_pipe_is_the_plain_text(main, monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'w').mkdir()
   from rlhf_jax.model.responses import Response
   from rlhf_jax.runtime import sample
   shown = [sample.Sample('p', Response('one two', (1, 2), -3.0, True), 0.5, 1.5),

@@ -52,6 +52,7 @@ def test_order_is_parents_first_and_only_what_is_needed(written):
   ('steps=3', "data=('a.txt',)", r"gpt'\].data.0 is 'a.txt' \(str\); expected Source"),
   ('steps=3', 'data=Source()', r"gpt'\].data is Source"),
   ('steps=3', 'stepz=3', r"mine.py:4: Language has no field 'stepz'; did you mean steps"),
+  ('steps=3', 'model=Model(heads=3)', r"mine.py:4: runs\['gpt'\]: model.heads = 3 does not divide"),
   ('steps=3', "init_from='sft'", r'needs itself: gpt → sft → gpt'),
   ("policy='sft', reward='reward'", "policy='reward', reward='reward'",
    r"ppo'\].policy names 'reward', a Reward; expected Language or PPO"),

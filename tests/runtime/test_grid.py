@@ -112,6 +112,32 @@ def test_fields_of_runs_and_of_the_sweep_can_be_overridden(read):
   assert {point.config.updates for point in grid.points(changed).values()} == {7}
 
 
+@pytest.mark.parametrize('words, said', [
+  (['--ppo.kl_coef', '9'], 'sets kl_coef at every point'),
+  (['--sweep.spacin', '9'], "--sweep (Sweep) has no field 'spacin'; did you mean spacing?"),
+  (['--sweep.grid', '9'], 'set it in the experiment file'),
+  (['--workdir'], 'expected one argument'),
+])
+def test_options_that_would_do_nothing_are_refused(read, words, said, capsys):
+  grids = "base='ppo', grid=({'kl_coef': (0.0, 0.1), 'seed': (0, 1)}, {'kl_coef': (0.2,)})"
+  try:
+    assert main(['sweep', str(read(grids).file), '--list', *words]) == 2
+  except SystemExit as stopped:
+    assert stopped.code == 2
+  assert said in capsys.readouterr().err
+  # The second grid leaves the seed alone.
+  assert main(['sweep', str(read(grids).file), '--list', '--ppo.seed', '5']) == 0
+
+
+def test_help_with_a_file_lists_the_fields_of_the_sweep(read, capsys):
+  assert main(['sweep', str(read(GRID).file), '--help']) == 0
+  told = capsys.readouterr().out
+  assert '--point NAME' in told and '--ppo.kl_coef' in told
+  assert '--sweep.best_of' in told and '--sweep.grid' not in told
+  assert main(['sweep', '--help']) == 0
+  assert '--point NAME' in capsys.readouterr().out
+
+
 def test_list_names_the_points(read, capsys):
   assert main(['sweep', str(read(GRID).file), '--list']) == 0
   assert capsys.readouterr().out.split() == list(grid.points(read(GRID)))

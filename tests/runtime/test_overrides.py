@@ -53,7 +53,7 @@ def test_a_value_is_read_as_its_field_says(words, value, of):
 
 
 @pytest.mark.parametrize('words, said', [
-  (['--gpt.stps', '3'], r"--gpt.stps: --gpt has no field 'stps'; did you mean steps"),
+  (['--gpt.stps', '3'], r"--gpt.stps: --gpt \(Language\) has no field 'stps'; did you mean steps"),
   (['--gtp.steps', '3'], r"mine.py has no run 'gtp'; did you mean gpt"),
   (['--gpt.optimizer.lerning_rate', '3'], r'did you mean learning_rate'),
   (['--gpt.steps', 'many'], r"--gpt.steps: 'many' is not int"),
@@ -75,6 +75,11 @@ def test_a_value_is_read_as_its_field_says(words, value, of):
 def test_refused(words, said):
   with pytest.raises(BadInput, match=said):
     changed(*words)
+
+
+def test_a_mesh_of_two_numbers_is_told_what_is_wanted():
+  with pytest.raises(BadInput, match=r"--mesh: '2,1' is not D,F,T: three numbers, such as 2,1,1"):
+    overrides.apply(FILE, [], mesh='2,1')
 
 
 def test_the_rest_of_the_line_is_left_alone():
