@@ -162,7 +162,7 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument('--sizes', default='tiny,small', help='models of the curves')
   parser.add_argument('--updates', type=int, default=3, help='timed ones a point')
-  parser.add_argument('--out', type=pathlib.Path, help='folder; default: figures/ beside this file')
+  parser.add_argument('--out', type=pathlib.Path, help='folder; default: beside this file')
   parser.add_argument('--quick', action='store_true',
                       help='three points of a toy, into runs/bench: does it run?')
   options = parser.parse_args()
@@ -170,7 +170,7 @@ def main() -> None:
   if unknown := set(sizes) - set(work.SIZES):
     work.refuse(f'--sizes {options.sizes}: {", ".join(sorted(unknown))} is none of '
                 f'{", ".join(work.SIZES)}')
-  out = options.out or (work.ROOT / 'runs' / 'bench' if options.quick else work.HERE / 'figures')
+  out = options.out or (work.ROOT / 'runs' / 'bench' if options.quick else work.HERE)
   out.mkdir(parents=True, exist_ok=True)
   points = plan(sizes, options.quick)
   curves, exits, failed = measured(points, 1 if options.quick else options.updates)
