@@ -92,6 +92,7 @@ runs = {
   # One reward model for all sizes, from a 6B GPT-3; from SFT results were similar [P C.2, 3.5].
   'reward_6b': Reward(
     init_from='gpt_6b', data=rankings, demonstrations='init_6b', k_max=9, batch=64, epochs=1,
+    heldout=0.0,  # Table 6's training prompts are all trained on; its validation prompts are others
     optimizer=Optimizer(learning_rate=9e-6), **LENGTHS),  # cosine to a tenth [P C.2]
   'sft_1b3': sft('1b3', 32, 9.65e-6),  # [P C.1]
   'sft_6b': sft('6b', 32, 9.65e-6),  # [P C.1]

@@ -29,7 +29,7 @@ ARROWS = {
   'feedback': {'model', 'objectives', 'data'},
   'evaluation': {'model', 'objectives', 'data', 'feedback'},
   'runtime': {'stages', 'feedback', 'evaluation', 'model', 'data'},
-  'report': {'data.store'},
+  'report': {'data.store', 'data.agreement'},  # intervals of differences that no file has
 }
 CORE = ('objectives', 'model', 'stages')
 FORMATS = ('huggingface.py', 'families.py')  # of model/: files of others, not the core

@@ -72,12 +72,12 @@ def scorer(config: configs.PPO, reward: Any, tokenizer: Any, sizes: Mapping[str,
     function(*responses.rows(tokenizer, asked, found, *lengths)), np.float32)
 
 
-def stand_in(reward: Any, tokenizer: Any, sizes: Mapping[str, int]) -> records.Judge:
+def stand_in(reward: Any, sizes: Mapping[str, int]) -> records.Judge:
   """A judge made of a reward model that no policy was trained on; it knows no flags."""
   sizes = {**sizes, 'batch': FEW}
 
   def judge(prompt: records.Prompt, answers: Sequence[str], labeler: str = '') -> records.Judgement:
-    scores = responses.score_responses(reward.model, reward.params, tokenizer,
+    scores = responses.score_responses(reward.model, reward.params, reward.tokenizer,
                                        [prompt.prompt] * len(answers), answers, **sizes)
     ranks = 1 + np.sum(scores[None, :] > scores[:, None], axis=1)
     return records.Judgement(tuple(scores.tolist()), tuple(ranks.tolist()), ({},) * len(answers))

@@ -111,6 +111,13 @@ def _check(evaluation: _Evaluation) -> None:
     if needed > context:
       raise configs.BadInput(f'{field}: prefix, prompt_length and response_length need {needed} '
                              f'tokens, its context is {context}')
+  same = evaluation.model(config.against).tokenizer
+  others = {f'models[{label!r}]': evaluation.model(label).tokenizer for label in config.models}
+  others |= {'reward': evaluation.parents['reward'].tokenizer} if config.reward else {}
+  for field, tokenizer in others.items():  # KL and scores are asked for with the tokens sampled
+    if getattr(tokenizer, 'json', None) != getattr(same, 'json', None):
+      raise configs.BadInput(f'{name}.{field}: has another tokenizer than {config.against!r}; '
+                             'evaluate models of one family together')
 
 
 def _lengths(evaluation: _Evaluation, label: str) -> tuple[int, int]:

@@ -6,6 +6,7 @@ training and on the fixed prompts inside a PPO run, so that both say the same th
 sampling, rewards, KL.
 """
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -135,11 +136,25 @@ def metrics_of(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
   return metrics if variety is None else {**metrics, 'distinct_2': variety}
 
 
+def beside(judge: records.Judge, prompt: records.Prompt, response: str, reference: str
+           ) -> records.Judgement:
+  """The judgement of a response and its reference, in this order; the judge is shown them in one
+  that a hash of the prompt chooses, since judges that are language models favour a place.
+  """
+  turned = bool(hashlib.blake2b(prompt.prompt.encode(), digest_size=1).digest()[0] % 2)
+  told = judge(prompt, [reference, response] if turned else [response, reference], '')
+  if not turned:
+    return told
+  return dataclasses.replace(told, scores=told.scores[::-1], ranks=told.ranks[::-1],
+                             flags=told.flags[::-1])
+
+
 def _judgement(
   judge: records.Judge, prompt: records.Prompt, response: str, reference: str | None
 ) -> dict[str, Any]:
   texts = [response] if reference is None else [response, reference]
-  told = judge(prompt, texts, '')
+  told = judge(prompt, texts, '') if reference is None else beside(judge, prompt, response,
+                                                                    reference)
   if not len(told.scores) == len(told.ranks) == len(told.flags) == len(texts):
     raise BadInput(
       f'the judge was given {len(texts)} responses and returned {len(told.scores)} scores, '

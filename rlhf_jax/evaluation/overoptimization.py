@@ -2,8 +2,9 @@
 
   d = √KL(π ‖ π_start);   best-of-n  R(d) = d·(α − β·d);   RL  R(d) = d·(α − β·ln d)
                                                        (Gao, Schulman, Hilton 2022, §3)
-In: scores re-centred on the start, KL in nats. Out: α, β, R², the peak, with intervals by
-bootstrap. Both forms are linear in (α, β), so a fit is least squares and has no starting point.
+In: scores re-centred on the start, KL in nats. Out: α, β, R², the peak, with intervals from
+redrawn seeds and prompts. Both forms are linear in (α, β): a fit is
+least squares, without a starting point.
 Left out: what the coefficients become with model size.
 """
 
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import scipy.optimize
+
+from rlhf_jax.evaluation import intervals
 
 RESAMPLES = 1000
 LEAST = 4  # points that two coefficients are fitted to
@@ -40,7 +43,8 @@ def fit(form: str, kl: np.ndarray, score: np.ndarray, seeds: Sequence[int]
         ) -> dict[str, Any] | None:
   """Least squares over all points of a curve, with 95 % intervals.
 
-  Prompts and seeds are both redrawn, each with replacement: every number rests on both.
+  Prompts and seeds are redrawn, each with replacement: every number rests on both, and on few
+  seeds (`intervals.redrawn`).
 
   Args:
     form: 'rl' or 'bon'.
@@ -52,35 +56,41 @@ def fit(form: str, kl: np.ndarray, score: np.ndarray, seeds: Sequence[int]
     {'form', 'alpha', 'alpha_ci', 'beta', 'beta_ci', 'r2', 'points', 'prompts', 'seeds', 'peak',
     'farthest'}; None for fewer than LEAST points away from the start, or all at one distance.
     R² is centred, None where all scores are alike. 'peak' is None or
-    {'d', 'd_ci', 'score', 'score_ci', 'reached', 'share'}: an end of d_ci is None where the maximum
-    lies nowhere in that resample, 'reached' says whether d* was gone beyond, 'share' is that of the
-    resamples whose maximum was.
+    {'d', 'd_ci', 'score', 'score_ci', 'reached', 'share'}: the upper end of d_ci is None where some
+    resamples have no maximum, 'reached' says whether d* was gone beyond, 'share' is that of the
+    resamples, of seeds and prompts both, whose maximum was.
   """
   kl, score, seeds = np.asarray(kl, float), np.asarray(score, float), np.asarray(seeds)
   d, mean = _distance(kl.mean(axis=1)), score.mean(axis=1)
   if np.sum(d > 0) < LEAST:
     return None
   random = np.random.Generator(np.random.PCG64(0))
-  prompts = random.multinomial(kl.shape[1], np.full(kl.shape[1], 1 / kl.shape[1]), RESAMPLES)
-  known = np.unique(seeds)
+  known, count = np.unique(seeds), kl.shape[1]
+  shares = random.multinomial(count, np.full(count, 1 / count), RESAMPLES) / count
   drawn = random.multinomial(len(known), np.full(len(known), 1 / len(known)), RESAMPLES)
   weights = drawn[:, np.searchsorted(known, seeds)].astype(float)  # [resamples, M]
-  shares = prompts / kl.shape[1]
-  alphas, betas = _solve(form, _distance(shares @ kl.T), shares @ score.T, weights)
+  alone, whole = np.ones((RESAMPLES, len(d))), np.full((RESAMPLES, count), 1 / count)
+  solved = lambda shares, weights: _solve(form, _distance(shares @ kl.T), shares @ score.T, weights)
+  found = {'seeds': solved(whole, weights), 'prompts': solved(shares, alone),
+           'both': solved(shares, weights)}
   (alpha,), (beta,) = _solve(form, d[None], mean[None], np.ones((1, len(d))))
   if not np.isfinite(alpha + beta):
     return None
+  told = lambda estimate, of: intervals.redrawn(estimate, of(*found['seeds']), len(known),
+                                                of(*found['prompts']), count)
   missed = np.sum((mean - curve(form, d, alpha, beta))**2)
   varied = np.sum((mean - mean.mean())**2)
   return {
-    'form': form, 'alpha': float(alpha), 'alpha_ci': _interval(alphas), 'beta': float(beta),
-    'beta_ci': _interval(betas), 'r2': float(1 - missed / varied) if varied else None,
-    'points': len(d), 'prompts': kl.shape[1], 'seeds': len(known), 'farthest': float(d.max()),
-    'peak': _peak(form, alpha, beta, alphas, betas, float(d.max()))}
+    'form': form, 'alpha': float(alpha), 'alpha_ci': told(alpha, lambda alphas, betas: alphas),
+    'beta': float(beta), 'beta_ci': told(beta, lambda alphas, betas: betas),
+    'r2': float(1 - missed / varied) if varied else None, 'points': len(d), 'prompts': count,
+    'seeds': len(known), 'farthest': float(d.max()),
+    'peak': _peak(form, alpha, beta, found, told, float(d.max()))}
 
 
-def gold_units(proxies: np.ndarray, gold: np.ndarray) -> float:
-  """How many of the judge's units one of the reward model's is worth.
+def gold_units(proxies: np.ndarray, gold: np.ndarray) -> float | None:
+  """How many of the judge's units one of the reward model's is worth; None where its order is the
+  judge's reversed, if anything: then there is no common unit.
 
   The factor c for which σ(c·(r_a − r_b)) predicts σ(g_a − g_b) best in cross-entropy, on pairs of
   samples of the start (Gao et al. 2022 rescale their proxies so).
@@ -94,7 +104,8 @@ def gold_units(proxies: np.ndarray, gold: np.ndarray) -> float:
   if not reward.size or not np.any(reward):
     return 1.0
   loss = lambda c: np.mean(np.logaddexp(0, c * reward) - wanted * c * reward)
-  return float(scipy.optimize.minimize_scalar(loss).x)
+  found = float(scipy.optimize.minimize_scalar(loss).x)
+  return found if found > 0 else None
 
 
 def fitted(fit: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -145,21 +156,24 @@ def _solve(form: str, d: np.ndarray, score: np.ndarray, weights: np.ndarray
   return (bb * ya - ab * yb) / determinant, (aa * yb - ab * ya) / determinant
 
 
-def _interval(values: np.ndarray) -> list[float] | None:
-  values = values[np.isfinite(values)]
-  return [float(v) for v in np.quantile(values, [0.025, 0.975])] if values.size else None
+def _places(form: str, alphas: np.ndarray, betas: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+  """(d*, R(d*)) of each pair; inf and NaN where there is no maximum."""
+  told = [peak(form, a, b) if np.isfinite(a + b) else None
+          for a, b in zip(alphas, betas, strict=True)]
+  return (np.array([np.inf if one is None else one[0] for one in told]),
+          np.array([np.nan if one is None else one[1] for one in told]))
 
 
-def _peak(form: str, alpha: float, beta: float, alphas: np.ndarray, betas: np.ndarray,
+def _peak(form: str, alpha: float, beta: float, found: Mapping[str, Any], told: Any,
           farthest: float) -> dict[str, Any] | None:
-  """Where the fitted curve turns, see `fit`."""
-  found = peak(form, alpha, beta)
-  if found is None:
+  """Where the fitted curve turns, see `fit`; its place has an interval by its logarithm."""
+  here = peak(form, alpha, beta)
+  if here is None:
     return None
-  told = [peak(form, a, b) for a, b in zip(alphas, betas, strict=True) if np.isfinite(a + b)]
-  places = np.array([np.inf if one is None else one[0] for one in told])
-  heights = np.array([one[1] for one in told if one is not None])
-  ends = np.quantile(places, [0.025, 0.975], method='nearest')
-  return {'d': found[0], 'd_ci': [float(v) if np.isfinite(v) else None for v in ends],
-          'score': found[1], 'score_ci': _interval(heights),
-          'reached': bool(found[0] < farthest), 'share': float(np.mean(places < farthest))}
+  places = {name: _places(form, *pairs)[0] for name, pairs in found.items()}
+  logs = told(np.log(here[0]), lambda alphas, betas: np.log(_places(form, alphas, betas)[0]))
+  turns = np.isfinite(np.concatenate([places['seeds'], places['prompts']])).mean() > 0.975
+  return {'d': here[0], 'd_ci': [float(np.exp(logs[0])), float(np.exp(logs[1])) if turns else None],
+          'score': here[1],
+          'score_ci': told(here[1], lambda alphas, betas: _places(form, alphas, betas)[1]),
+          'reached': bool(here[0] < farthest), 'share': float(np.mean(places['both'] < farthest))}

@@ -181,13 +181,15 @@ def _accuracy(
 def _against_gold(
   rankings: Sequence[records.Ranking], scores: Sequence[Sequence[float]], judge: records.Judge
 ) -> dict[str, Any]:
-  """Accuracy on the pairs that the judge does not tie, each set of completions once."""
+  """Accuracy on the pairs that the judge does not tie, each set of completions once; all sets of a
+  prompt are one unit of the bootstrap.
+  """
   once = {(ranking.prompt, ranking.completions): (ranking, score)
           for ranking, score in zip(rankings, scores, strict=True)}
-  differences = []
+  units: dict[Any, list[np.ndarray]] = {}
   for ranking, score in once.values():
     prompt = records.Prompt(ranking.prompt, ranking.category, ranking.customer, ranking.meta)
-    differences.append(
+    units.setdefault(ranking.prompt, []).append(
       reward_accuracy.pair_differences(score, judge(prompt, ranking.completions, '').ranks)
     )
-  return reward_accuracy.accuracy(differences)
+  return reward_accuracy.accuracy([np.concatenate(unit) for unit in units.values()])

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.data import store
-from rlhf_jax.evaluation import along, best_of_n, overoptimization, winrate
+from rlhf_jax.evaluation import along, best_of_n, judged, overoptimization, winrate
 from rlhf_jax.evaluation.along import Fixed, Score
 from rlhf_jax.feedback.pieces import Pieces, packed, unpacked
 from rlhf_jax.model import responses
@@ -52,7 +52,7 @@ def draw(fixed: Fixed, folder: pathlib.Path, of: str, count: int, seed: int) -> 
     if number < len(batches):
       references += found
     elif fixed.judge is not None:
-      told = [fixed.judge(prompt, [answer.marked, reference.marked], '')
+      told = [judged.beside(fixed.judge, prompt, answer.marked, reference.marked)
               for prompt, answer, reference in zip(fixed.prompts[here], found, references[here],
                                                    strict=True)]
       piece |= {'gold': [one.scores[0] for one in told],
@@ -84,10 +84,10 @@ def baseline(fixed: Fixed, samples: Samples, score: Score, seed: int
   if samples.answers:
     proxies = np.stack([score(fixed.texts, some) for some in samples.answers], axis=1)
     told = {'gold': samples.gold, 'proxy': proxies.astype(float), 'win_rate': samples.wins}
-    judged = np.isfinite(samples.gold).all()
-    measures = {name: told[name] for name in MEASURES if judged or name == 'proxy'}
+    known = np.isfinite(samples.gold).all()
+    measures = {name: told[name] for name in MEASURES if known or name == 'proxy'}
     found['best_of_n'] = best_of_n.table(measures, proxies)
-    if judged:
+    if known:
       found['gold_units'] = overoptimization.gold_units(told['proxy'], told['gold'])
       found['fit'] = _fit(told['gold'], proxies)
   found['baseline'] = {name: [None if np.isnan(x) else float(x) for x in told[name].mean(axis=1)]

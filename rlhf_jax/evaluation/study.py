@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.evaluation import compared, judged, overoptimization, winrate
+from rlhf_jax.evaluation import compared, judged, overoptimization
+from rlhf_jax.evaluation.intervals import two_way
 
-RESAMPLES = 2000
 LAST = 0.25  # share of a run's updates that health is judged by
 # What a healthy run keeps. The first minibatch's ratio is 1 but for rounding, bfloat16's included;
 # a value model below 0 is worse than a constant; the other two are where a look is worth while.
@@ -117,26 +117,6 @@ def label(values: Mapping[str, Any]) -> str:
       named = {'kl_coef': 'β', 'ptx_coef': 'γ', 'reward': ''}.get(field, field)
       parts.append(f'{named} {told}'.strip())
   return ', '.join(parts)
-
-
-def two_way(values: np.ndarray) -> tuple[float | None, list[float] | None]:
-  """Mean and 95 % interval, both seeds and prompts redrawn with replacement.
-
-  Args:
-    values: [seeds, prompts], NaN where a prompt has none.
-  """
-  there = np.isfinite(values)
-  if not there.any():
-    return None, None
-  filled, mean = np.where(there, values, 0.0), float(values[there].mean())
-  if filled[there].min() == filled[there].max() and mean in (0.0, 1.0):
-    return winrate.rate([mean] * int(there.any(axis=0).sum()))  # no prompt differs: Wilson
-  random = np.random.Generator(np.random.PCG64(0))
-  drawn = [random.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(float)
-           for size in values.shape]
-  sums, counts = (np.sum((drawn[0] @ x) * drawn[1], axis=1) for x in (filled, there.astype(float)))
-  means = sums[counts > 0] / counts[counts > 0]
-  return mean, [float(v) for v in np.quantile(means, [0.025, 0.975])]
 
 
 def unhealthy(point: Made) -> list[str]:
@@ -294,7 +274,7 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
 
 
 def _unit(start: Mapping[str, Any]) -> float:
-  """What one of its reward model's units is of the judge's; 1 where nobody knows."""
+  """What one of its reward model's units is of the judge's; 1 where there is no such number."""
   return start.get('gold_units') or 1.0
 
 
@@ -348,7 +328,8 @@ def _measures(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any
     mean, interval = two_way(found)
     if mean is not None:
       told[name] = {'mean': mean, 'low': interval[0], 'high': interval[1],
-                    'n': int(np.isfinite(found).sum()), 'over': 'seeds and prompts'}
+                    'n': int(np.isfinite(found).sum()),
+                    'over': 'seeds and prompts' if len(points) > 1 else 'prompts'}
   for name in WHOLE:
     values = [point.last[name] for point in points if point.last.get(name) is not None]
     if values:

@@ -100,7 +100,7 @@ def curves(steps: Sequence[int], panels: Mapping[str, Sequence[tuple[str, Sequen
   figure = blank(3.0 * columns + 0.2, 1.9 * rows + 0.2)
   grid = figure.subplots(rows, columns, squeeze=False).ravel()
   for axes, (title, lines) in zip(grid, panels.items(), strict=False):
-    for colour, (label, values) in zip(COLOURS, lines, strict=False):
+    for colour, (label, values) in zip(itertools.cycle(COLOURS), lines, strict=False):
       x, mean, low, high = binned(steps, values)
       dots = 'o' if len(x) < 25 else ''
       axes.plot(x, mean, color=colour, linewidth=1.4, marker=dots, markersize=2.5, label=label)
@@ -137,7 +137,7 @@ def reward_over_kl(runs: Mapping[str, tuple[Sequence[float], Sequence[float]]]) 
   """
   figure = blank(5.6, 3.4)
   axes = figure.subplots()
-  for colour, (name, (kl, score)) in zip(COLOURS, runs.items(), strict=False):
+  for colour, (name, (kl, score)) in zip(itertools.cycle(COLOURS), runs.items(), strict=False):
     steps = range(len(kl))
     (_, x, *_), (_, y, *_) = binned(steps, kl), binned(steps, score)
     axes.plot(x, y, color=colour, linewidth=1.2, alpha=0.85, label=name)

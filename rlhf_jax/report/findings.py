@@ -6,9 +6,10 @@ claim is made where a number is missing.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from rlhf_jax.data import agreement
 from rlhf_jax.report.contents import Contents
 
 PPO_WINS = 0.6  # a policy that wins less often has not learnt enough to speak of
@@ -18,7 +19,9 @@ LOSS_RISE = 0.03
 
 @dataclasses.dataclass(frozen=True)
 class Claim:
-  """A sentence, whether the numbers bear it out (None: they are not there), and the numbers."""
+  """A sentence, whether the numbers bear it out (None: their intervals leave it open), and the
+  numbers.
+  """
   text: str
   holds: bool | None
   numbers: str
@@ -72,21 +75,28 @@ def roles(contents: Contents) -> Roles:
   return Roles(against, pretrained, tuple(aligned), tuple(tricks))
 
 
-def claims(contents: Contents) -> list[Claim]:
-  """Every claim that this workdir's models allow."""
+def unjudged(contents: Contents) -> bool:
+  """Whether the reward model alone says who wins, the one that PPO was trained to please."""
   models, told = contents.results.get('models') or {}, roles(contents)
-  found: list[Claim] = []
-  if told.pretrained in models:
-    found.append(_beyond(models, told, told.pretrained, below=True))
-  if told.best in models:
-    found.append(_beyond(models, told, told.best, below=False))
-    entry = _wins(models, told, told.best)
-    if entry:
-      found.append(Claim(f'{told.best} wins at least {PPO_WINS:.0%} against {told.against}',
-                         entry['mean'] >= PPO_WINS, shown(entry)))
-    found += [_better(models, told, trick) for trick in told.tricks if trick in models]
-  found += [_gold_gain(models, told, trick) for trick in told.tricks
-            if trick in models and (_sampled(contents, trick).get('best_of') or 1) > 1]
+  return (models.get(told.best) or models.get(told.against) or {}).get('judge') == 'reward model'
+
+
+def claims(contents: Contents) -> list[Claim]:
+  """Every claim that this workdir's models allow; without a judge none about who is better."""
+  models, told = contents.results.get('models') or {}, roles(contents)
+  found: list[Claim | None] = []
+  if not unjudged(contents):
+    if told.pretrained in models:
+      found.append(_beyond(models, told, told.pretrained, below=True))
+    if told.best in models:
+      found.append(_beyond(models, told, told.best, below=False))
+      entry = _wins(models, told, told.best)
+      if entry:
+        found.append(Claim(f'{told.best} wins at least {PPO_WINS:.0%} against {told.against}',
+                           _decided(entry['low'], entry['high'], PPO_WINS), shown(entry)))
+      found += [_better(contents, models, told, trick) for trick in told.tricks if trick in models]
+    found += [_gold_gain(contents, models, told, trick) for trick in told.tricks
+              if trick in models and (_sampled(contents, trick).get('best_of') or 1) > 1]
   found += _reward_claims(contents.results.get('reward_model') or {})
   if told.best in models and told.against in models:
     found.append(_loss_claim(models, told))
@@ -100,6 +110,11 @@ def verdict(contents: Contents) -> str:
   models, told = contents.results.get('models') or {}, roles(contents)
   entry = _wins(models, told, told.best) if told.best in models else None
   unfinished = [run.name for run in contents.runs if not run.finished]
+  if entry and unjudged(contents):
+    return (f'Nobody judged: on {percent(entry["mean"])} of {entry["n"]} held-out prompts (95 % '
+            f'interval {bare(entry["low"])} to {percent(entry["high"])}) {told.best} scores higher '
+            f'than {told.against} by the reward model that it was trained to please, which does '
+            'not say that anybody would prefer it.')
   if entry:
     way = 'cannot be told from'
     if entry['low'] > 0.5:
@@ -153,23 +168,51 @@ def _beyond(models: Mapping[str, Any], told: Roles, name: str, below: bool) -> C
   )
 
 
-def _better(models: Mapping[str, Any], told: Roles, trick: str) -> Claim | None:
+def _decided(low: float, high: float, edge: float) -> bool | None:
+  """Whether an interval lies above an edge; None where it holds it."""
+  return None if low < edge <= high else low >= edge
+
+
+def _paired(contents: Contents, one: str, other: str, value: Callable[[Any], float | None]
+            ) -> tuple[float, list[float]] | None:
+  """What `one` has more than `other` on the prompts of both, and its interval over prompts."""
+  rows = contents.of_kind('Evaluate')[-1].evaluations
+  found = [{row.get('id'): value(row.get('judgement') or {}) for row in rows.get(name, [])}
+           for name in (one, other)]
+  both = [(found[0][key], found[1][key]) for key in found[0] if key in found[1]]
+  mean, ends = agreement.ratio_interval([a - b for a, b in both if None not in (a, b)])
+  return None if mean is None else (mean, ends)
+
+
+def _more(contents: Contents, text: str, one: str, other: str, key: str, numbers: str,
+          show: Callable[[float], str]) -> Claim:
+  """That `one` has more: by the rows of both, prompt by prompt."""
+  paired = _paired(contents, one, other, lambda judgement: judgement.get(key))
+  if paired is None:
+    return Claim(text, None, numbers + '; not there prompt by prompt')
+  mean, (low, high) = paired
+  return Claim(text, None if low <= 0 < high else low > 0,
+               f'{numbers}; prompt by prompt {show(mean)} more [{show(low)}, {show(high)}]')
+
+
+def _better(contents: Contents, models: Mapping[str, Any], told: Roles, trick: str
+            ) -> Claim | None:
   entry, other = _wins(models, told, told.best), _wins(models, told, trick)
   if not entry or not other:
     return None
-  return Claim(f'{told.best} wins more than {trick}: what it learnt is more than sampling',
-               entry['mean'] > other['mean'], f'{shown(entry)} against {shown(other)}')
+  text = f'{told.best} wins more than {trick}: what it learnt is more than sampling'
+  return _more(contents, text, told.best, trick, 'win', f'{shown(entry)} against {shown(other)}',
+               lambda share: f'{100 * share:.1f}')
 
 
-def _gold_gain(models: Mapping[str, Any], told: Roles, trick: str) -> Claim | None:
+def _gold_gain(contents: Contents, models: Mapping[str, Any], told: Roles, trick: str
+               ) -> Claim | None:
   gold, base = models[trick].get('gold'), (models.get(told.against) or {}).get('gold')
   if gold is None or base is None:
     return None
-  return Claim(
-    f'{trick} gains in the judge’s score: the reward model is good enough to train against',
-    gold > base,
-    f'{gold:.3f} against {base:.3f}',
-  )
+  return _more(contents, f'{trick} gains in the judge’s score: the reward model is good enough to '
+               'train against', trick, told.against, 'score', f'{gold:.3f} against {base:.3f}',
+               lambda score: f'{score:.3f}')
 
 
 def _reward_claims(entry: Mapping[str, Any]) -> list[Claim]:
@@ -178,7 +221,8 @@ def _reward_claims(entry: Mapping[str, Any]) -> list[Claim]:
     return []
   low, high = entry.get('accuracy_heldout_labelers_ci') or (share, share)
   return [Claim(f'the reward model predicts held-out labelers above {HELDOUT_ACCURACY:.0%}',
-                share > HELDOUT_ACCURACY, f'{percent(share)} [{bare(low)}, {bare(high)}]')]
+                _decided(low, high, HELDOUT_ACCURACY),
+                f'{percent(share)} [{bare(low)}, {bare(high)}]')]
 
 
 def _loss_claim(models: Mapping[str, Any], told: Roles) -> Claim | None:

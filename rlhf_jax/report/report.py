@@ -83,6 +83,7 @@ def page(contents: Contents) -> str:
     models=models,
     verdict=findings.verdict(contents),
     claims=findings.claims(contents),
+    unjudged=findings.unjudged(contents),
     wins=f'win_rate_vs_{told.against}',
     reward=contents.results.get('reward_model') or {},
     labelers=contents.results.get('labelers') or {},

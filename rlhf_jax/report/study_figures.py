@@ -97,12 +97,16 @@ def _best_of_n(axes: matplotlib.axes.Axes, start: Mapping[str, Any] | None, name
   rows = (start or {}).get('best_of_n') or []
   if not rows or rows[0].get(name) is None:
     return
-  scale = (start.get('gold_units') or 1.0) if name == 'proxy' else 1.0
+  scale = max(start.get('gold_units') or 1.0, 0.0) or 1.0 if name == 'proxy' else 1.0
   d = np.sqrt([row['kl'] for row in rows])
-  middle, low, high = (scale * (np.array([row[key] for row in rows]) - rows[0][name])
-                       for key in (name, f'{name}_low', f'{name}_high'))
-  axes.errorbar(d, middle, yerr=[middle - low, high - middle], color=colour, fmt='o', markersize=3,
-                linewidth=0.8, label='best-of-n')
+  middle = scale * np.array([row[name] - rows[0][name] for row in rows])
+  bars = None
+  if f'{name}_gain_low' in rows[0]:  # a sweep of before 2026-11-30 has none
+    low, high = (scale * np.array([row[f'{name}_gain_{end}'] for row in rows])
+                 for end in ('low', 'high'))
+    bars = np.maximum([middle - low, high - middle], 0)
+  axes.errorbar(d, middle, yerr=bars, color=colour, fmt='o', markersize=3, linewidth=0.8,
+                label='best-of-n')
   if name == 'gold' and start.get('fit'):
     curve = start['fit']['curve']
     axes.plot(curve['d'], curve['score'], color=colour, linewidth=0.9,
@@ -145,9 +149,13 @@ def _lines(variants: Sequence[Variant], field: str) -> dict[str, list[Variant]]:
   """What differs by the coefficient alone, in its order."""
   if field == 'beta':
     return families(variants)
+  rest = lambda one: [f'{name} {value}' for name, value in one['values'].items()
+                      if name not in ('kl_coef', 'ptx_coef', 'ptx_ratio')]
+  varied = len({tuple(rest(one)) for one in variants}) > 1
   found: dict[str, list[Variant]] = {}
   for one in sorted(variants, key=lambda one: one['gamma']):
-    found.setdefault(f"β {one['beta']:g}", []).append(one)
+    told = ', '.join([f"β {one['beta']:g}", *(rest(one) if varied else [])])
+    found.setdefault(told, []).append(one)
   return found
 
 

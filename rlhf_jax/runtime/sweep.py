@@ -221,7 +221,7 @@ class _Sweep:
       judge = records.load_judge(config.judge) if config.judge else None
       if judge is None and sweep.stand_in:
         second = self.parent(sweep.stand_in, meshes.make_mesh(config.mesh))
-        judge = along.stand_in(second, policy.tokenizer, sizes)
+        judge = along.stand_in(second, sizes)
       rows = builders.build(sweep.text, policy.tokenizer, self.place,
                             limits).train if sweep.text else ()
       fixed = along.Fixed(

@@ -72,3 +72,13 @@ def test_table():
   assert all(row['gold_low'] < row['gold'] < row['gold_high'] for row in rows)
   assert rows[-1]['proxy'] == pytest.approx(proxies.max(axis=1).mean())
   assert rows[0]['gold_plain'] == pytest.approx(1 + proxies[:, 0].mean())
+
+
+def test_gains_are_paired():
+  """Prompts that are hard for all n widen the score's interval, not the gain's."""
+  proxies = DICE.normal(size=(100, 8))
+  first, *_, last = best_of_n.table({'gold': proxies + 10 * DICE.normal(size=(100, 1))}, proxies)
+  assert first['gold_gain'] == first['gold_gain_low'] == first['gold_gain_high'] == 0
+  assert last['gold_gain'] == pytest.approx(last['gold'] - first['gold'])
+  assert last['gold_gain_high'] - last['gold_gain_low'] < 0.4
+  assert last['gold_high'] - last['gold_low'] > 2

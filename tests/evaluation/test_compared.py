@@ -20,7 +20,7 @@ def test_what_all_have_in_common_cancels():
   other = {seed: {4: rows(common)} for seed in (2, 0, 7)}
   found = compared.at_the_end(one, other, GOLD, study.two_way)
   assert found['mean'] == pytest.approx(1, abs=0.02) and found['n'] == 400 and found['seeds'] == 2
-  assert 0.95 < found['low'] < found['mean'] < found['high'] < 1.05
+  assert 0.9 < found['low'] < found['mean'] < found['high'] < 1.1  # two seeds are few
 
 
 def test_the_other_is_taken_where_it_was_as_far():

@@ -282,11 +282,15 @@ def test_without_judge_and_text(made, tmp_path):
   ({'reward': ''}, 'best of 4'),
   ({'models': MODELS | {'gpt': configs.Sampled('gpt', best_of=0)}}, 'best_of must be'),
   ({'models': MODELS | {'gpt': configs.Sampled('gpt', prefix='please ' * 40)}}, 'context is 40'),
-  ({'rankings': 'nowhere'}, "run 'nowhere' left no")])
+  ({'rankings': 'nowhere'}, "run 'nowhere' left no"), ({}, 'another tokenizer than')])
 def test_bad_input(made, tmp_path, monkeypatch, changes, message):
   config, parents, place = made
   monkeypatch.setattr(records, 'load_judge', lambda name: judge)
   if 'rankings' in changes:
     changes = changes | {'models': {'sft': MODELS['sft']}, 'text': ()}
+  if not changes:  # ids of one vocabulary mean nothing to a model of another
+    other = types.SimpleNamespace(json='another', encode=len)
+    parents = parents | {'models.gpt': types.SimpleNamespace(
+      **vars(parents['models.gpt']) | {'tokenizer': other})}
   with pytest.raises(configs.BadInput, match=message):
     evaluate.run(dataclasses.replace(config, **changes), parents, place, tmp_path, 'evaluation')

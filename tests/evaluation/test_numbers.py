@@ -119,6 +119,17 @@ def test_judged_rows():
   assert len({row['id'] for row in rows}) == 3
 
 
+def test_the_judge_is_shown_the_response_first_in_half_of_the_prompts():
+  """A judge that likes what it reads first must not move a win rate."""
+  asked = [Prompt(f'prompt {i}') for i in range(200)]
+  first = lambda prompt, texts, labeler: Judgement((1.0, 0.0), (1, 2), ({'a': True}, {'a': False}))
+  metrics, rows = judged.judge_rows(first, asked, ['x'] * 200, ['y'] * 200)
+  assert 0.4 < metrics['win_rate'] < 0.6
+  for row in rows:
+    told = row['judgement']
+    assert told['win'] == told['score'] == 1 - told['reference_score'] == told['flags']['a']
+
+
 def test_judged_without_judge_or_references():
   metrics, rows = judged.judge_rows(None, PROMPTS, ['a', 'b', 'c'], ['x', 'y', 'z'])
   assert 'win_rate' not in metrics and 'gold' not in metrics and rows[0]['judgement'] is None

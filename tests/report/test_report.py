@@ -138,7 +138,8 @@ def made_up(folder, finished=True):
           'length': 7,
           'kl': 1.0,
           'proxy': 0.25,
-          'judgement': {'score': rate + 0.1, 'win': 1.0, 'flags': {'rude': False}},
+          'judgement': {'score': rate + 0.1 + 0.01 * (i % 3), 'win': float(i < 30 * rate),
+                        'flags': {'rude': False}},
         }
         for i in range(30)
       ],
@@ -360,8 +361,53 @@ def test_claims_fail_where_numbers_do(tmp_path):
   }
   results['models']['sft']['by_category']['extraction']['fails_task_rate'] = 1.0
   write(folder / 'results.json', results)
+  path = folder / 'evaluation' / 'evaluations' / 'ppo_ptx.jsonl'
+  rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  for i, row in enumerate(rows):
+    row['judgement']['win'] = float(i < 10)
+  lines(path, rows)
   told = [claim.holds for claim in findings.claims(contents.read(folder))]
   assert told == [True, False, False, False, False, True, True, False, False]
+
+
+def test_what_intervals_leave_open_is_neither_true_nor_false(tmp_path):
+  folder = made_up(tmp_path)
+  results = json.loads((folder / 'results.json').read_text())
+  results['models']['ppo_ptx']['win_rate_vs_sft'] |= {'mean': 0.62, 'low': 0.59, 'high': 0.65}
+  results['reward_model'] |= {'accuracy_heldout_labelers_ci': [0.58, 0.66]}
+  write(folder / 'results.json', results)
+  path = folder / 'evaluation' / 'evaluations' / 'ppo_ptx.jsonl'
+  rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+  for i, row in enumerate(rows):  # on one prompt more than best-of-4, which has 18
+    row['judgement']['win'] = float(i % 30 < 19)
+  lines(path, rows)
+  told = {claim.text.split(':')[0]: claim for claim in findings.claims(contents.read(folder))}
+  assert told['ppo_ptx wins at least 60% against sft'].holds is None
+  assert told['the reward model predicts held-out labelers above 60%'].holds is None
+  better = told['ppo_ptx wins more than sft_best_of_4']
+  assert better.holds is None and 'prompt by prompt 3.3 more [0.0, 10.0]' in better.numbers
+  page = report.write(folder).read_text('utf-8')
+  assert page.count('the intervals leave it open') == 4  # at temperature 0.5 too
+
+
+def test_without_a_judge_nobody_is_called_better(tmp_path):
+  """The reward model's own view of what was trained to please it is no preference."""
+  folder = made_up(tmp_path)
+  results = json.loads((folder / 'results.json').read_text())
+  for entry in results['models'].values():
+    entry |= {'judge': 'reward model', 'gold': None, 'gold_ci': None}
+  write(folder / 'results.json', results)
+  page = report.write(folder).read_text('utf-8')
+  assert 'Nobody judged: on 71.0 % of 600 held-out prompts' in page
+  assert 'preferred' not in page and 'is judged better' not in page
+  assert 'is better than sft' not in page and 'wins more than' not in page
+  assert 'the pretraining loss of ppo_ptx is within' in page  # needs no judge
+
+
+def test_more_runs_than_colours(tmp_path):
+  runs = {f'run {i}': ([0.0, 1.0, 2.0], [0.0, 0.5, 0.7]) for i in range(10)}
+  drawn = figures.reward_over_kl(runs)
+  assert all(f'run {i}' in drawn for i in range(10))
 
 
 def test_half_a_workdir(tmp_path):

@@ -230,6 +230,27 @@ def test_draws_of_a_reward_model_are_told(tmp_path):
   assert 'proxy' not in told[0]['measures'] and 'proxy' in told[0]['curves']  # no common unit
 
 
+def test_a_reward_model_whose_order_is_the_judges_reversed(tmp_path):
+  """There is no common unit, also in a sweep of before, which took a negative one."""
+  folder = made_up(tmp_path)
+  told = json.loads((folder / 'summary.json').read_text())
+  for units in (-0.2, None):
+    told['starts']['s/r']['gold_units'] = units
+    (folder / 'summary.json').write_text(json.dumps(told))
+    text = report.write(folder).read_text('utf-8')
+    assert 'Gain over the start' in text
+  assert 'in their own units: no positive number' in text
+
+
+def test_what_differs_besides_gamma_has_a_line_of_its_own():
+  variants = [{'values': {'reward': reward, 'ptx_coef': gamma}, 'beta': 0.02, 'gamma': gamma}
+              for reward in ('small', 'large') for gamma in (0.0, 1.0)]
+  assert {name: [one['gamma'] for one in some]
+          for name, some in study_figures._lines(variants, 'gamma').items()} == {
+    'β 0.02, reward small': [0.0, 1.0], 'β 0.02, reward large': [0.0, 1.0]}
+  assert list(study_figures._lines(variants[:2], 'gamma')) == ['β 0.02']
+
+
 def test_without_a_judge_the_page_says_what_is_missing(tmp_path):
   text = report.write(made_up(tmp_path, judge='')).read_text('utf-8')
   assert 'There is no judge here' in text and 'Nothing is recommended' in text
