@@ -86,7 +86,7 @@ def read_file(path: pathlib.Path, reader: str, kind: str, skip_bad_rows: bool,
   reading = Reading(path, skip_bad_rows, split)
   if native not in (None, kind) and (kind != 'prompts' or native == 'text'):
     raise BadInput(f'{path}: reader {reader!r} gives {native}, found a source of kind {kind!r}')
-  found = list(read(reading, native or kind))
+  found = list(read(reading, kind))
   if kind == 'prompts':
     found = _prompts(found)
   return found, reading
