@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 
 from rlhf_jax.__main__ import main
@@ -136,6 +137,17 @@ def test_another_model_in_the_folder_is_another_configuration(tmp_path):
   described, params = huggingface.describe(model), models.load(model).params
   params['norm']['scale'] = params['norm']['scale'] + 1
   huggingface.save(model, described.model, params, 'policy')
+  assert models.fingerprint(model) != before
+
+
+@pytest.mark.parametrize('share', [0, 0.2, 0.5, 0.9, 1])
+def test_weights_anywhere_in_a_large_file_count(share, tmp_path):
+  model, weights = folder(tmp_path), np.zeros(1 << 20, np.float32)
+  safetensors.numpy.save_file({'a': weights}, model / 'model.safetensors')
+  before = models.fingerprint(model)
+  place = int(share * (len(weights) - (1 << 18)))
+  weights[place:place + (1 << 18)] = 1  # a tensor of 1 MiB
+  safetensors.numpy.save_file({'a': weights}, model / 'model.safetensors')
   assert models.fingerprint(model) != before
 
 
