@@ -81,7 +81,7 @@ class Reading:
                      f'{"a folder" if self.path.is_dir() else "nothing there"}')
     read = {'lines': self._json_lines, 'list': self._json_list, 'parquet': self._parquet,
             'plain': self._plain}
-    return read[self.form or _form(self.path)]()
+    return read[self.form or form(self.path)]()
 
   def _lines(self) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank. A line of other bytes than UTF-8 is a bad row."""
@@ -181,19 +181,22 @@ def _open(path: pathlib.Path) -> Iterator[Any]:
     yield gzip.GzipFile(fileobj=file) if path.suffix == '.gz' else file
 
 
-def _form(path: pathlib.Path) -> str:
-  """The form of a file by its name; .json, and names that say nothing, by how it starts."""
-  for form, ends in (('lines', _LINES), ('plain', _TEXT), ('parquet', ('.parquet',))):
+def form(path: pathlib.Path) -> str:
+  """The form of a file by its name; .json, and names that say nothing, by how it starts.
+
+  Raises: BadInput where that is no form.
+  """
+  for name, ends in (('lines', _LINES), ('plain', _TEXT), ('parquet', ('.parquet',))):
     if path.name.lower().endswith(ends):
-      return form
+      return name
   try:
     with _open(path) as file:
       start = file.read(4096).removeprefix(b'\xef\xbb\xbf').lstrip()
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise BadInput(f'{path}: expected gzip data, found {error}') from error
-  for form, first in (('list', b'['), ('lines', b'{'), ('parquet', b'PAR1')):
+  for name, first in (('list', b'['), ('lines', b'{'), ('parquet', b'PAR1')):
     if start.startswith(first):
-      return form
+      return name
   if not start:
     raise BadInput(f'{path}: expected rows, found an empty file')
   raise BadInput(f'{path}: expected JSON lines, a JSON list, Parquet or text, found '
