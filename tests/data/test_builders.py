@@ -1,5 +1,6 @@
 """Builders: the card adds up; builds are reused, repeatable, whole or absent; no TensorFlow."""
 
+import contextlib
 import json
 import os
 import signal
@@ -211,17 +212,23 @@ def test_a_killed_build_is_done_again_without_tensorflow_or_jax(place, tokenizer
   np.testing.assert_equal(stacked(again.train), stacked(whole.train))
 
 
-def test_two_commands_build_the_same_at_once(place, tokenizer, monkeypatch):
-  real, others = datasets.write, []
+@pytest.mark.parametrize('ends', ['first', 'never'])
+def test_two_commands_build_the_same_at_once(ends, place, tokenizer, tmp_path, monkeypatch):
+  whole = build(source('text'), tokenizer, Place(tmp_path / 'whole', place.data), **LIMITS)
+  real, halves = datasets.write, []
 
   def write(*args):
-    if not others:
-      others.append(args[2])
-      others.append(build(source('text'), tokenizer, place, **LIMITS))  # the other is faster
+    halves.append(args[2])
+    if len(halves) == 2 and ends == 'never':
+      raise RuntimeError('stopped')
     real(*args)
+    if len(halves) == 1:
+      with pytest.raises(RuntimeError) if ends == 'never' else contextlib.nullcontext():
+        build(source('text'), tokenizer, place, **LIMITS)  # the other command
   monkeypatch.setattr(datasets, 'write', write)
-  one, two = build(source('text'), tokenizer, place, **LIMITS), others[1]
-  np.testing.assert_equal(stacked(one.train), stacked(two.train))
+  built = build(source('text'), tokenizer, place, **LIMITS)
+  assert len(set(halves)) == 2
+  np.testing.assert_equal(stacked(built.train), stacked(whole.train))
   folder, = (place.workdir / 'data').iterdir()
   assert not folder.name.startswith('.') and folder.stat().st_mode & 0o777 == (
     place.workdir.stat().st_mode & 0o777)  # others may read it as far as the workdir
