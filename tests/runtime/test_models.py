@@ -69,6 +69,14 @@ def test_own_model_and_preferences_in_one_line(tmp_path, capsys):
     card = (out / 'README.md').read_text()
     for words in ('## Recipe', str(model), 'rankings.jsonl', '## Limits', 'must not be used for'):
       assert words in card
+  # In the place of a policy a reward model leaves nothing of it, and nothing of others unread.
+  shutil.copytree(tmp_path / 'out-ppo', tmp_path / 'over')
+  for name in ('chat_template.jinja', 'model-00002-of-00002.safetensors', 'vocab.json', 'notes'):
+    (tmp_path / 'over' / name).write_text('old')
+  assert main(['export', '--workdir', str(tmp_path / 'work'), '--run', 'reward',
+               '--out', str(tmp_path / 'over')]) == 0
+  assert sorted(path.name for path in (tmp_path / 'over').iterdir()) == sorted(
+    ['notes', *(path.name for path in (tmp_path / 'out-reward').iterdir())])
   ours = sample.load(tmp_path / 'work', 'ppo')
   again = models.load(tmp_path / 'out-ppo')
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), ours.params, again.params))
