@@ -19,9 +19,11 @@ from rlhf_jax.data import builders
 
 
 class Batches:
-  """b[step] → {name: [batch, …]}; `epoch`: steps that see every row of the first source once."""
+  """b[step] → {name: [batch, …]}; `epoch`: steps that see every row of the first source once, rows
+  over rows a batch, so no whole number: whoever multiplies it by epochs rounds the product.
+  """
 
-  def __init__(self, parts: list[tuple[Any, grain.MapDataset, int]], epoch: int):
+  def __init__(self, parts: list[tuple[Any, grain.MapDataset, int]], epoch: float):
     self._parts, self.epoch = parts, epoch  # (rows, their order, how many a batch)
 
   def __getitem__(self, step: int) -> Mapping[str, np.ndarray]:
@@ -36,7 +38,7 @@ def batches(rows: Any, batch: int, seed: int) -> Batches:
 
   Raises: BadInput where there are no rows.
   """
-  return Batches([(rows, _order(rows, seed), batch)], max(1, len(rows) // batch))
+  return Batches([(rows, _order(rows, seed), batch)], len(rows) / batch)
 
 
 def mixed(first: Any, second: Any, batch: int, share: float, seed: int) -> Batches:
@@ -51,7 +53,7 @@ def mixed(first: Any, second: Any, batch: int, share: float, seed: int) -> Batch
   parts = [(first, _order(first, seed), batch - others)]
   if others:
     parts.append((second, _order(second, seed + 1), others))
-  return Batches(parts, max(1, len(first) // (batch - others)))
+  return Batches(parts, len(first) / (batch - others))
 
 
 def whole(rankings: Any, batch: int) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ __all__ = ['Built', 'Limits', 'Place', 'build', 'locate', 'read', 'read_prompts'
            'split', 'tokenizer_for']
 
 CARD = 'card.json'  # there once a dataset is whole
-_FORMAT = 2  # of rows and cards; raise it when they change, so that old workdirs build anew
+_FORMAT = 3  # of rows and cards; raise it when they change, so that old workdirs build anew
 _log = logging.getLogger('rlhf_jax')
 
 
@@ -85,6 +85,8 @@ def _digest(data: Sequence[Source], place: Place, depends: Mapping[str, Any]) ->
     paths = sources.files(source, place)
     if readers.own(reader):
       digest.update(source.split.encode() + sources.code(reader.rpartition(':')[0]))
+    # A reader may tell by a file's name what it is.
+    digest.update(repr([readers.form(path, reader) for path in paths]).encode())
     for path in [*paths, *(other for main in paths for other in readers.beside(main, reader))]:
       with path.open('rb') as file:
         digest.update(hashlib.file_digest(file, 'sha256').digest())
@@ -108,10 +110,8 @@ def _build(folder: pathlib.Path, data: Sequence[Source], tokenizer: Tokenizer, p
     raise BadInput(f'{kind}: expected records to train on, found none of {card["records"]} '
                    f'left; refused: {json.dumps(card["refused"])}; raise the length limits')
   there = pathlib.Path(folder) if store.is_local(folder) else store.cache(folder.name)
-  half = there.with_name(f'.{there.name}.half')
-  shutil.rmtree(half, ignore_errors=True)  # of a build that was killed
+  half = store.half(there)
   try:
-    half.mkdir(parents=True)
     datasets.write(kind, splits, half)
     store.write(half / CARD, json.dumps(card, indent=1, ensure_ascii=False) + '\n')
     if not store.is_local(folder):
@@ -136,7 +136,9 @@ def account(data: Sequence[Source], tokenizer: Tokenizer, place: Place, limits: 
   gathered = sources.gather(data, place)
   pieces = rows.pieces(kind, gathered.records, gathered.origins, tokenizer, limits,
                        place.skip_bad_rows)
-  train, held = sources.split_indices(pieces.records, heldout, seed)
+  # Whole: two cuts of one dialogue do not look alike.
+  whole = [gathered.records[index] for index in pieces.places]
+  train, held = sources.split_indices(whole, heldout, seed)
   split_of = {'train': train, 'heldout': held}
   return pieces, split_of, cards.card(kind, gathered, pieces, split_of, limits)
 

@@ -20,6 +20,7 @@ from rlhf_jax.configs import BadInput
 # Templates that ask for today's date get this one: rows must not depend on the day on which they
 # are built. Llama 3.1's template has it for programs that tell no date.
 TODAY = datetime.datetime(2024, 7, 26)
+_ASKED = {'role': 'user', 'content': 'a'}
 _MARKS = [chr(code) for code in range(0xfdd0, 0xfdf0)]  # noncharacters: no text has them
 
 
@@ -50,6 +51,24 @@ class Template:
       roles = ', '.join(one['role'] for one in messages)
       raise BadInput(f'expected messages that the chat template takes, found those of {roles}: '
                      f'{" ".join(str(error).split())}') from error
+
+  def start(self) -> str:
+    """What is rendered of a short question; '' where the template refuses it."""
+    try:
+      return self.render([_ASKED])
+    except BadInput:
+      return ''
+
+  def between(self) -> str:
+    """' ' where the template puts one between `render` and what the assistant says, else ''."""
+    start, answer = self.start(), _MARKS[0]
+    try:
+      whole = self._template.render(
+        messages=[dict(_ASKED), {'role': 'assistant', 'content': answer}], tools=None,
+        documents=None, add_generation_prompt=False, **self._names)
+    except Exception:  # a template is a program of somebody else's
+      return ''
+    return ' ' if start and whole.startswith(f'{start} {answer}') else ''
 
 
 def guarded(messages: Sequence[Mapping[str, str]],

@@ -81,10 +81,14 @@ class Reading:
                      f'{"a folder" if self.path.is_dir() else "nothing there"}')
     read = {'lines': self._json_lines, 'list': self._json_list, 'parquet': self._parquet,
             'plain': self._plain}
-    return read[self.form or _form(self.path)]()
+    return read[self.form or form(self.path)]()
 
   def _lines(self) -> Iterator[tuple[int, str]]:
     """Numbered lines that are not blank. A line of other bytes than UTF-8 is a bad row."""
+    return ((number, line) for number, line in self._decoded() if line is not None)
+
+  def _decoded(self) -> Iterator[tuple[int, str | None]]:
+    """`_lines`, and None in the place of each bad one that is skipped."""
     start = self.rows
     try:
       with _open(self.path) as file:
@@ -100,6 +104,7 @@ class Reading:
             self.refuse(number, Refused(
               'not UTF-8', '', 'UTF-8', f'byte 0x{raw[error.start]:02x} at byte {error.start + 1} '
               'of the line', 'save the file as UTF-8'))
+            yield number, None
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
       raise BadInput(f'{self.path}: expected gzip data, found {error}') from error
     if self.rows == start:
@@ -135,24 +140,37 @@ class Reading:
     try:
       with self.path.open('rb') as opened, pyarrow.parquet.ParquetFile(opened) as file:
         for batch in file.iter_batches():
-          for row in batch.to_pylist():
-            self.rows += 1
-            yield self.rows, row
+          yield from self._batch(batch)
     except (pyarrow.ArrowException, OSError) as error:
       raise BadInput(f'{self.path}: expected Parquet, found '
                      f'{" ".join(str(error).split())} after row {self.rows}') from error
     if not self.rows:
       raise BadInput(f'{self.path}: expected rows, found a file without any')
 
+  def _batch(self, batch: Any) -> Iterator[tuple[int, Any]]:
+    """Numbered rows of a pyarrow batch. One that holds other bytes than UTF-8 is a bad row."""
+    try:
+      rows = batch.to_pylist()
+    except UnicodeDecodeError:  # it does not say in which row
+      rows = None
+    for index in range(batch.num_rows):
+      self.rows += 1
+      try:
+        yield self.rows, rows[index] if rows else batch.slice(index, 1).to_pylist()[0]
+      except UnicodeDecodeError as error:
+        self.refuse(self.rows, Refused('not UTF-8', '', 'UTF-8', str(error), 'write it as UTF-8'))
+
   def _plain(self) -> Iterator[tuple[int, Any]]:
-    """{'text'} of each document; blank lines part the documents."""
+    """{'text'} of each document; blank lines part the documents, bad ones that are skipped do not.
+    """
     start, last, count, document = 0, 0, 0, []
-    for number, line in itertools.chain(self._lines(), [(0, '')]):
+    for number, line in itertools.chain(self._decoded(), [(0, None)]):
       if document and number != last + 1:
         yield start, {'text': '\n'.join(document)}
         document, count = [], count + 1
-      if number:
-        start, last = start if document else number, number
+      last = number
+      if line is not None:
+        start = start if document else number
         document.append(line)
     self.rows = count + self.refused.total()
 
@@ -163,19 +181,22 @@ def _open(path: pathlib.Path) -> Iterator[Any]:
     yield gzip.GzipFile(fileobj=file) if path.suffix == '.gz' else file
 
 
-def _form(path: pathlib.Path) -> str:
-  """The form of a file by its name; .json, and names that say nothing, by how it starts."""
-  for form, ends in (('lines', _LINES), ('plain', _TEXT), ('parquet', ('.parquet',))):
+def form(path: pathlib.Path) -> str:
+  """The form of a file by its name; .json, and names that say nothing, by how it starts.
+
+  Raises: BadInput where that is no form.
+  """
+  for name, ends in (('lines', _LINES), ('plain', _TEXT), ('parquet', ('.parquet',))):
     if path.name.lower().endswith(ends):
-      return form
+      return name
   try:
     with _open(path) as file:
       start = file.read(4096).removeprefix(b'\xef\xbb\xbf').lstrip()
   except (gzip.BadGzipFile, EOFError, zlib.error) as error:
     raise BadInput(f'{path}: expected gzip data, found {error}') from error
-  for form, first in (('list', b'['), ('lines', b'{'), ('parquet', b'PAR1')):
+  for name, first in (('list', b'['), ('lines', b'{'), ('parquet', b'PAR1')):
     if start.startswith(first):
-      return form
+      return name
   if not start:
     raise BadInput(f'{path}: expected rows, found an empty file')
   raise BadInput(f'{path}: expected JSON lines, a JSON list, Parquet or text, found '

@@ -75,7 +75,13 @@ def hh_rlhf(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
 
 def openai_summarize(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
   """Comparisons of two summaries of a post (Stiennon et al., 2020), put back together."""
-  return comparisons.put_back(reading, reading.each(lambda row: [_comparison(row)]))
+  return _put_back(reading, kind, reading.each(lambda row: [_comparison(row)]))
+
+
+def _put_back(reading: Reading, kind: str,
+              found: Iterator[tuple[int, Ranking]]) -> Iterator[tuple[int, Record]]:
+  """Pairs put together; where prompts alone are asked for, nobody has to agree on anything."""
+  return comparisons.put_back(reading, found) if kind == 'rankings' else found
 
 
 def _comparison(row: Any) -> Ranking:
@@ -110,7 +116,7 @@ def pairs(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
       raise Refused('no labeler', 'labeler', 'the name of who compared', 'none',
                     'name the labeler of each row, or let the pairs stay pairs without this reader')
     yield ranking
-  return comparisons.put_back(reading, reading.each(make))
+  return _put_back(reading, kind, reading.each(make))
 
 
 def mt_bench(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
@@ -140,7 +146,7 @@ def mt_bench(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
     ranks = {'model_a': (1, 2), 'model_b': (2, 1)}.get(winner, (1, 1))
     prompt, category = questions[number]
     yield Ranking(prompt, texts, ranks, judge, category)
-  return comparisons.put_back(reading, reading.each(make))
+  return _put_back(reading, kind, reading.each(make))
 
 
 def answers(path: pathlib.Path) -> list[pathlib.Path]:

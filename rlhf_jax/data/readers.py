@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import layouts, published, records
+from rlhf_jax.data import files, layouts, published, records
 from rlhf_jax.data.files import Reading
 from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Record, described, kind_of
 
@@ -31,13 +31,11 @@ def _rows(form: str) -> Reader:
   return read
 
 
+_FORMS = {'jsonl': 'lines', 'json_list': 'list', 'parquet': 'parquet', 'plain': 'plain'}
 # Name of a layout -> the reader, and the kind of its records; None: whatever the source asks for.
 READERS: Mapping[str, tuple[Reader, str | None]] = {
   '': (_rows(''), None),
-  'jsonl': (_rows('lines'), None),
-  'json_list': (_rows('list'), None),
-  'parquet': (_rows('parquet'), None),
-  'plain': (_rows('plain'), 'text'),
+  **{name: (_rows(form), 'text' if form == 'plain' else None) for name, form in _FORMS.items()},
   'pairs': (published.pairs, 'rankings'),
   'self_instruct': (published.self_instruct, 'demonstrations'),
   'dolly': (published.dolly, 'demonstrations'),
@@ -70,6 +68,16 @@ def _own(name: str) -> Reader:
   return read
 
 
+def form(path: pathlib.Path, reader: str) -> str:
+  """What a reader takes a file for, whatever its content: 'lines', 'plain.gz'; '' is not known.
+
+  Raises: BadInput for a file of no known form.
+  """
+  if own(reader):
+    return ''
+  return (_FORMS.get(reader) or files.form(path)) + ('.gz' if path.suffix == '.gz' else '')
+
+
 def beside(path: pathlib.Path, reader: str) -> list[pathlib.Path]:
   """The files that a reader reads beside the one it is given."""
   return published.answers(path) if reader == 'mt_bench' else []
@@ -86,7 +94,7 @@ def read_file(path: pathlib.Path, reader: str, kind: str, skip_bad_rows: bool,
   reading = Reading(path, skip_bad_rows, split)
   if native not in (None, kind) and (kind != 'prompts' or native == 'text'):
     raise BadInput(f'{path}: reader {reader!r} gives {native}, found a source of kind {kind!r}')
-  found = list(read(reading, native or kind))
+  found = list(read(reading, kind))
   if kind == 'prompts':
     found = _prompts(found)
   return found, reading

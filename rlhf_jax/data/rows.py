@@ -25,7 +25,12 @@ _CUTS = ('refuse', 'head')
 # The last line of a prompt where it asks for the response: 'TL;DR:', 'Assistant:'.
 _TAIL = re.compile(r'\s*\n[^\n]{1,24}:\s*\Z')
 _SPEAKER = re.compile(r'\w+:')  # 'Human:', where a dialogue starts with it
-_SENTENCE = re.compile(r'[.!?…]["\')\]”’]*(?=\s)|\n')
+_SENTENCE = re.compile(r'[.!?…]["\')\]”’]*(?=\s)|[。！？｡．]["\')\]”’」』）]*|\n')
+# Scripts that write no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
+_UNSPACED = re.compile('[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff'
+                       '\uf900-\ufaff\U00020000-\U0003ffff]')
+_WORD = 100  # characters; what is longer is no word
+_CHUNK = 1000  # texts that are encoded at a time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,9 +67,10 @@ class Pieces:
   """Records that fit (their prompts cut where asked), their tokens, and the account.
 
   A piece is, by kind: ids of a document; prompt ids; (prompt ids, response ids with eos);
-  (prompt ids, [completion ids], [ranks]).
+  (prompt ids, [completion ids], [ranks]). Ids are int32 [length].
   """
   records: list[Record]
+  places: list[int]  # of each in the records given, where its prompt is whole
   tokens: list[Any]
   refused: collections.Counter[str]
   cut: dict[str, dict[str, float]]  # 'prompts', 'completions' -> count, share of those read
@@ -81,39 +87,50 @@ def pieces(kind: str, records: Sequence[Record], origins: Sequence[tuple[str, in
   or it is counted under skip_bad_rows. A demonstration above R is refused and counted: half an
   answer teaches to stop in the middle. A completion above R is cut, as the policy's own would be.
   """
-  out = Pieces([], [], collections.Counter(), {}, {}, collections.Counter(), {})
+  out = _nothing()
   if kind == 'text':
-    out.records, out.tokens = list(records), tokenizer.encode_all([item.text for item in records])
+    out.records, out.places = list(records), list(range(len(records)))
+    out.tokens = _chunked(tokenizer.encode_all, [item.text for item in records])
     out.lengths['text'] = quantiles([len(ids) for ids in out.tokens])
     return out
-  fitting, prompts = _prompts(records, origins, tokenizer, limits, skip_bad_rows, out)
+  fitting = _prompts(records, origins, tokenizer, limits, skip_bad_rows, out)
   if kind == 'prompts':
-    out.records, out.tokens = fitting, prompts
+    out.records, out.places, out.tokens = fitting
   elif kind == 'demonstrations':
-    _demonstrations(fitting, prompts, tokenizer, limits, out)
+    _demonstrations(*fitting, tokenizer, limits, out)
   else:
-    _rankings(fitting, prompts, tokenizer, limits, out)
+    _rankings(*fitting, tokenizer, limits, out)
   return out
+
+
+def _nothing() -> Pieces:
+  return Pieces([], [], [], collections.Counter(), {}, {}, collections.Counter(), {})
 
 
 def fit_prompts(records: Sequence[Prompt | Demonstration | Ranking],
                 origins: Sequence[tuple[str, int]], tokenizer: Tokenizer, limits: Limits,
                 skip_bad_rows: bool) -> Pieces:
   """The records of any kind whose prompts fit, or do so after a cut; all else stays as it was."""
-  out = Pieces([], [], collections.Counter(), {}, {}, collections.Counter(), {})
-  out.records, out.tokens = _prompts(records, origins, tokenizer, limits.of('prompts'),
-                                     skip_bad_rows, out)
+  out = _nothing()
+  out.records, out.places, out.tokens = _prompts(
+    records, origins, tokenizer, limits.of('prompts'), skip_bad_rows, out)
   return out
 
 
+def _chunked(encode: Callable[..., list[list[int]]], *texts: Sequence[str]) -> list[np.ndarray]:
+  """`encode` of texts, few at a time: Python lists of all ids take many times as much memory."""
+  return [np.array(ids, np.int32) for start in range(0, len(texts[0]), _CHUNK)
+          for ids in encode(*(column[start:start + _CHUNK] for column in texts))]
+
+
 def _prompts(records, origins, tokenizer, limits, skip_bad_rows, out):
-  """(records, prompt ids) of those that fit, or do so after a cut."""
+  """(records, their places, prompt ids) of those that fit, or do so after a cut."""
   refuse = _refuse(out, skip_bad_rows)
   found = _encoded(records, origins, tokenizer, refuse)
-  out.lengths['prompt'] = quantiles([len(ids) for ids in found if ids])
-  fitting, prompts, cuts = [], [], 0
-  for record, ids, origin in zip(records, found, origins, strict=True):
-    if not ids:
+  out.lengths['prompt'] = quantiles([len(ids) for ids in found if len(ids)])
+  fitting, places, prompts, cuts = [], [], [], 0
+  for index, (record, ids, origin) in enumerate(zip(records, found, origins, strict=True)):
+    if not len(ids):
       continue
     if isinstance(record, Ranking) and 0 < limits.k_max < len(record.completions):
       refuse(origin, 'more completions than k_max', f"field 'completions': expected at most "
@@ -122,29 +139,33 @@ def _prompts(records, origins, tokenizer, limits, skip_bad_rows, out):
     long = len(ids) > limits.prompt_length
     if long and limits.prompt_cut == 'head' and (
         shorter := cut(record.prompt, tokenizer, limits.prompt_length)):
-      record, ids, cuts = dataclasses.replace(record, prompt=shorter[0]), shorter[1], cuts + 1
+      record, cuts = dataclasses.replace(record, prompt=shorter[0]), cuts + 1
+      ids = np.array(shorter[1], np.int32)
     if len(ids) > limits.prompt_length:
+      fix = ("and no sentence or word that could stay; raise prompt_length"
+             if limits.prompt_cut == 'head' else "raise prompt_length or set prompt_cut to 'head'")
       refuse(origin, 'prompt too long', f"field 'prompt': expected at most {limits.prompt_length} "
-             f"tokens, found {len(ids)}; raise prompt_length or set prompt_cut to 'head'")
+             f'tokens, found {len(ids)}; {fix}')
       continue
     fitting.append(record)
+    places.append(index)
     prompts.append(ids)
   out.cut['prompts'] = _share(cuts, len(records))
-  return fitting, prompts
+  return fitting, places, prompts
 
 
 def _encoded(records, origins, tokenizer, refuse):
   """Prompt ids of each record; none where a chat template refuses its messages."""
   try:
-    return tokenizer.encode_prompts([record.prompt for record in records])
+    return _chunked(tokenizer.encode_prompts, [record.prompt for record in records])
   except BadInput:  # which record it is remains to be found
     found = []
   for record, origin in zip(records, origins, strict=True):
     try:
-      found.append(tokenizer.encode_prompt(record.prompt))
+      found += _chunked(tokenizer.encode_prompts, [record.prompt])
     except BadInput as error:
       refuse(origin, 'refused by the chat template', f"field 'prompt': {error}")
-      found.append([])
+      found.append(())
   return found
 
 
@@ -156,32 +177,34 @@ def _refuse(out, skip_bad_rows):
   return refuse
 
 
-def _demonstrations(records: Sequence[Demonstration], prompts, tokenizer, limits, out) -> None:
-  found = tokenizer.encode_responses([record.prompt for record in records],
-                                     [record.response for record in records])
+def _demonstrations(records: Sequence[Demonstration], places, prompts, tokenizer, limits,
+                    out) -> None:
+  found = _chunked(tokenizer.encode_responses, [record.prompt for record in records],
+                   [record.response for record in records])
   out.lengths['response'] = quantiles([len(ids) + 1 for ids in found])
-  for record, prompt, ids in zip(records, prompts, found, strict=True):
+  for record, place, prompt, ids in zip(records, places, prompts, found, strict=True):
     if len(ids) + 1 > limits.response_length:
       out.refused['response too long'] += 1
       continue
     out.records.append(record)
-    out.tokens.append((prompt, [*ids, tokenizer.eos]))
+    out.places.append(place)
+    out.tokens.append((prompt, np.append(ids, np.int32(tokenizer.eos))))
 
 
-def _rankings(records: Sequence[Ranking], prompts, tokenizer, limits, out) -> None:
+def _rankings(records: Sequence[Ranking], places, prompts, tokenizer, limits, out) -> None:
   texts = [[record.completion(index) for index in range(len(record.completions))]
            for record in records]
   flat = [(record.prompt, text) for record, completions in zip(records, texts, strict=True)
           for text, _ in completions]
-  found = tokenizer.encode_responses(*zip(*flat, strict=True)) if flat else []
+  found = _chunked(tokenizer.encode_responses, *zip(*flat, strict=True)) if flat else []
   out.lengths['response'] = quantiles([len(ids) + 1 for ids in found])
   ids_of, cuts = iter(found), 0
   out.pairs = {'read': 0, 'equal_by_truncation': 0}
-  for record, prompt, completions in zip(records, prompts, texts, strict=True):
+  for record, place, prompt, completions in zip(records, places, prompts, texts, strict=True):
     kept: dict[tuple[int, ...], tuple[str, int]] = {}
     tokens, ranks, met = [], [], []
     for (text, ended), rank in zip(completions, record.ranks, strict=True):
-      ids = next(ids_of)
+      ids = next(ids_of).tolist()
       whole = ended and len(ids) < limits.response_length
       cuts += ended and not whole
       ids = (*ids, tokenizer.eos) if whole else tuple(ids[:limits.response_length])
@@ -197,12 +220,13 @@ def _rankings(records: Sequence[Ranking], prompts, tokenizer, limits, out) -> No
       elif its_rank != rank:
         out.removed['equal, ranked differently'] += 1  # nothing in the text can tell them apart
       else:
-        tokens.append(list(ids))
+        tokens.append(np.array(ids, np.int32))
         ranks.append(rank)
     if len(set(ranks)) < 2:
       out.refused['nothing left to compare'] += 1
       continue
     out.records.append(record)
+    out.places.append(place)
     out.tokens.append((prompt, tokens, ranks))
   out.cut['completions'] = _share(cuts, len(found))
 
@@ -259,11 +283,15 @@ def _shortened(body: str, whole: Callable[[str], str], tokenizer: Tokenizer,
 
 
 def _head(body: str, end: int) -> str:
-  """body[:end] up to its last sentence, or up to its last word where that is less than half."""
+  """body[:end] up to its last sentence, or up to its last word where that is less than half; all of
+  it where there are no spaces between words.
+  """
   if end < len(body):
     ends = [match.end() for match in _SENTENCE.finditer(body[:end + 1]) if match.end() <= end]
-    word = max(body.rfind(space, 0, end + 1) for space in ' \n')
-    end = ends[-1] if ends and 2 * ends[-1] >= end else max(word, 0)
+    word = max(0, *(body.rfind(space, 0, end + 1) for space in ' \n'))
+    # No words to part: the last token that fits.
+    word = end if end - word > _WORD or _UNSPACED.search(body, word, end) else word
+    end = ends[-1] if ends and 2 * ends[-1] >= end else word
   return body[:end].rstrip()
 
 
@@ -279,7 +307,8 @@ def arrays(kind: str, tokens: Sequence[Any], tokenizer: Tokenizer,
 
   def place(where, prompt, response):
     middle, end = prompt_length, prompt_length + len(response)
-    out['tokens'][where][middle - len(prompt):end] = prompt + response
+    out['tokens'][where][middle - len(prompt):middle] = prompt
+    out['tokens'][where][middle:end] = response
     out['valid'][where][middle - len(prompt):end] = True
     out['mask'][where][middle:end] = True
 
@@ -301,7 +330,7 @@ def arrays(kind: str, tokens: Sequence[Any], tokenizer: Tokenizer,
   return out
 
 
-def _packed(documents: Sequence[list[int]], tokenizer: Tokenizer,
+def _packed(documents: Sequence[np.ndarray], tokenizer: Tokenizer,
             length: int) -> dict[str, np.ndarray]:
   """Documents, each [bos] text [eos], one after the other in rows; only the last row is padded.
 
@@ -309,12 +338,17 @@ def _packed(documents: Sequence[list[int]], tokenizer: Tokenizer,
 
   The first token of a row has nothing before it that could predict it: `mask` leaves it out.
   """
-  flat = np.array([index for ids in documents for index in (*tokenizer.start, *ids, tokenizer.eos)],
-                  np.int32)
-  rows = -(-len(flat) // length)
+  before, count = len(tokenizer.start), sum(map(len, documents))
+  count += (before + 1) * len(documents)
+  rows, start = -(-count // length), 0
   tokens = np.full(rows * length, tokenizer.pad, np.int32)
-  tokens[:len(flat)] = flat
-  valid = (np.arange(rows * length) < len(flat)).reshape(rows, length)
+  for ids in documents:
+    end = start + before + len(ids)
+    tokens[start:start + before] = tokenizer.start
+    tokens[start + before:end] = ids
+    tokens[end] = tokenizer.eos
+    start = end + 1
+  valid = (np.arange(rows * length) < count).reshape(rows, length)
   mask = valid.copy()
   mask[:, 0] = False
   return {'tokens': tokens.reshape(rows, length), 'valid': valid, 'mask': mask}

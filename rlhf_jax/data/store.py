@@ -14,12 +14,15 @@ import os
 import pathlib
 import shutil
 import tempfile
+import time
+import uuid
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from rlhf_jax.configs import BadInput
 
 _GS = 'gs://'
+_DAY = 24 * 3600.0  # seconds
 _growing: dict[str, pathlib.Path] = {}  # folder in a store -> where its files grow on this machine
 
 
@@ -175,18 +178,31 @@ def fetched(folder: Any, name: str, last: str) -> pathlib.Path:
   there = cache(name)
   if (there / last).is_file():
     return there
-  there.parent.mkdir(parents=True, exist_ok=True)
-  half = pathlib.Path(tempfile.mkdtemp(prefix=f'.{there.name}.', dir=there.parent))
+  own = half(there)
   try:
     for inside in files(folder):
-      (half / inside).parent.mkdir(parents=True, exist_ok=True)
-      _files().get_file(f'{folder}/{inside}', str(half / inside))
-    if not (half / last).is_file():
+      (own / inside).parent.mkdir(parents=True, exist_ok=True)
+      _files().get_file(f'{folder}/{inside}', str(own / inside))
+    if not (own / last).is_file():
       raise FileNotFoundError(f'{folder}/{last}')
-    keep(half, there)
+    keep(own, there)
   finally:
-    shutil.rmtree(half, ignore_errors=True)
+    shutil.rmtree(own, ignore_errors=True)
   return there
+
+
+def half(there: pathlib.Path) -> pathlib.Path:
+  """An empty folder beside `there` that nobody else writes to, for what gets that name when it is
+  whole (`keep`). Those that killed processes left, untouched for a day, are removed.
+  """
+  for old in there.parent.glob(f'.{there.name}.*half'):
+    with contextlib.suppress(OSError):  # another process may remove it, too
+      touched = max(file.stat().st_mtime for file in (old, *old.rglob('*')))
+      if time.time() - touched > _DAY:
+        shutil.rmtree(old)
+  made = there.with_name(f'.{there.name}.{uuid.uuid4().hex[:12]}.half')
+  made.mkdir(parents=True)
+  return made
 
 
 def keep(half: pathlib.Path, there: pathlib.Path) -> None:

@@ -192,14 +192,25 @@ class Tokenizer:
   def encode_response(self, prompt: str, response: str) -> list[int]:
     """Ids of `response` as it stands after `prompt`, without eos.
 
-    A space goes between them unless the prompt ends or the response starts with whitespace, or a
-    chat template ends the prompt.
+    A space goes between them unless the prompt ends or the response starts with whitespace; after
+    a chat template the one that the template itself puts there. Where no space goes between them
+    the first id has none either, though SentencePiece files put one before every text.
     """
     return self.encode_responses([prompt], [response])[0]
 
   def encode_responses(self, prompts: Sequence[str], responses: Sequence[str]) -> list[list[int]]:
     """`encode_response` of many pairs."""
-    return self.encode_all([self._after(*pair) for pair in zip(prompts, responses, strict=True)])
+    texts = [self._after(*pair) for pair in zip(prompts, responses, strict=True)]
+    if not self._prepends_space:
+      return self.encode_all(texts)
+    joined = [self._joins and text[:1] not in ('', ' ') for text in texts]
+    mark = '\n'  # what is encoded after it has no space put before it
+    found = self.encode_all([mark + text if joins else text.removeprefix(' ')
+                             for text, joins in zip(texts, joined, strict=True)])
+    before = self.encode(mark)
+    return [ids if not joins else ids[len(before):] if ids[:len(before)] == before
+            else self.encode(text)  # the mark is no token of its own here
+            for text, joins, ids in zip(texts, joined, found, strict=True)]
 
   def render(self, prompt: str) -> str:
     """What `encode_prompt` encodes, special tokens written out."""
@@ -262,11 +273,30 @@ class Tokenizer:
     return self._backend.decode(kept, skip_special_tokens=True).strip()
 
   def _after(self, prompt: str, response: str) -> str:
-    if self._chat or not response:
+    """The response with the space that goes before it."""
+    if not response or response[:1].isspace():
       return response
-    if self._prepends_space:
-      return response.removeprefix(' ')
-    return response if prompt[-1:].isspace() or response[:1].isspace() else ' ' + response
+    if self._chat:
+      return self._between + response
+    return response if prompt[-1:].isspace() else ' ' + response
+
+  @functools.cached_property
+  def _between(self) -> str:
+    """The space that the chat template puts before what the assistant says, if it does."""
+    return self._chat.between()
+
+  @functools.cached_property
+  def _joins(self) -> bool:
+    """Whether a text has no space put before it where it goes on from what is before it.
+
+    Not so where a chat template ends with a special token, if texts begin anew after those.
+    """
+    if not self._chat or not self._chat.start():
+      return True
+    start = self._chat.start()
+    before, whole = (self._with_specials.encode(text, add_special_tokens=False).ids
+                     for text in (start, start + 'a'))
+    return whole[len(before):] != self.encode('a')
 
   def _starts_with_bos(self) -> bool:
     if self._given.add_bos is not None:

@@ -33,6 +33,7 @@ from rlhf_jax.model import families, sharding, transformer
 PIECE_BYTES = 64 << 20  # read at a time
 SHARD_BYTES = 4 << 30  # of a written file
 DTYPES = ('float32', 'float16', 'bfloat16')
+_INDEX = 'model.safetensors.index.json'
 _NAMES = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16'}
 
 
@@ -138,7 +139,7 @@ def _theirs(row: families.Row, layers: int, prefix: str) -> Iterator[tuple[int |
 
 def _files(folder: Path) -> dict[str, Path]:
   """Name of every tensor -> the file that holds it."""
-  index = folder / 'model.safetensors.index.json'
+  index = folder / _INDEX
   if index.is_file():
     listed = {name: folder / file for name, file
               in json.loads(index.read_text(encoding='utf-8'))['weight_map'].items()}
@@ -218,7 +219,8 @@ def _fill(host: np.ndarray, files: Mapping[str, Path], name: str, row: families.
 
 def save(folder: Path, model: configs.Model, params: Any, kind: str, *, dtype: str = 'float32',
          settings: Mapping[str, Any] | None = None, shard_bytes: int = SHARD_BYTES) -> str:
-  """Writes config.json and model.safetensors (several with an index above `shard_bytes`).
+  """Writes config.json and model.safetensors (several with an index above `shard_bytes`), in the
+  place of those of a model that is there.
 
   Args:
     params: tree of arrays as transformer.init gives it, `kind` 'reward' with the scalar head.
@@ -243,6 +245,9 @@ def save(folder: Path, model: configs.Model, params: Any, kind: str, *, dtype: s
     config |= {'num_labels': 1, 'id2label': {'0': 'reward'}, 'label2id': {'reward': 0},
                'score_bias': float(params['head']['bias'])}
   folder.mkdir(parents=True, exist_ok=True)
+  if is_model(folder):  # an index or shards that stay would be read with ours, or before them
+    for old in (*folder.glob('*.safetensors'), folder / _INDEX):
+      old.unlink(missing_ok=True)
   _write_json(folder / 'config.json', config | dict(settings or {}))
   _write_tensors(folder, described, params, np.dtype(jnp.dtype(dtype)), shard_bytes)
   return architecture
@@ -289,7 +294,7 @@ def _write_tensors(folder: Path, described: Description, params: Any, dtype: np.
     shutil.copymode(folder / 'config.json', temporary)  # theirs is for its owner alone
     os.replace(temporary, folder / file)
   if len(shards) > 1:
-    _write_json(folder / 'model.safetensors.index.json', {
+    _write_json(folder / _INDEX, {
       'metadata': {'total_size': sum(map(sized, parts))},
       'weight_map': {name: file for file, shard in zip(names, shards, strict=True)
                      for name in shard}})

@@ -58,6 +58,10 @@ for that use.
 ## Versions
 {versions}
 """
+# What a model folder holds of its tokenizer and of sampling, and transformers reads if it is there.
+_BESIDE = ('tokenizer.json', 'tokenizer_config.json', 'chat_template.jinja', 'added_tokens.json',
+           'special_tokens_map.json', 'generation_config.json', 'tokenizer.model', 'vocab.json',
+           'merges.txt')
 _USE = {
   'policy': """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -75,7 +79,8 @@ a constant changes no comparison."""}
 
 
 def export(folder: Path, run: str, out: Path, dtype: str = 'float32', ema: bool = False) -> str:
-  """Writes the policy or reward model of a finished run to the folder `out`.
+  """Writes the policy or reward model of a finished run to the folder `out`, in the place of a
+  model that is there.
 
   Args:
     dtype: 'float32', 'float16' or 'bfloat16'.
@@ -103,6 +108,8 @@ def export(folder: Path, run: str, out: Path, dtype: str = 'float32', ema: bool 
   ids = tokenizer.generation()
   settings = {'bos_token_id': tokenizer.bos, 'eos_token_id': ids['eos_token_id'],
               'pad_token_id': tokenizer.pad}
+  for name in _BESIDE if huggingface.is_model(out) else ():
+    (out / name).unlink(missing_ok=True)
   architecture = huggingface.save(out, parent.model, parent.params, kind, dtype=dtype,
                                   settings=settings)
   store.write(out / 'tokenizer.json', tokenizer.published())

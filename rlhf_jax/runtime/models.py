@@ -5,6 +5,7 @@ Left out: what training needs of a run besides its model (checkpoint.py).
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def kind(path: Path) -> str:
 
 
 def fingerprint(path: Path) -> str:
-  """A hash that changes with the model: of a run its own, of a folder one of its small files and
-  of the sizes of all.
+  """A hash that changes with the model: of a run its own, of a folder one of its small files, and
+  of the size and pieces of each file of weights. At most 1 MiB of a file is read.
   """
   if _is_run(path):
     return (workdir.read_json(path / 'config.json') or {}).get('hash', '')
@@ -59,9 +60,21 @@ def fingerprint(path: Path) -> str:
   for file in sorted(path.glob('*')):
     if file.suffix in ('.json', '.safetensors', '.jinja'):
       digest.update(f'{file.name} {file.stat().st_size}'.encode())
-      with file.open('rb') as opened:  # of weights the header and the first tensors
-        digest.update(opened.read(1 << 20))
+      for piece in _sampled(file):
+        digest.update(piece)
   return digest.hexdigest()[:16]
+
+
+def _sampled(file: Path) -> Iterator[bytes]:
+  """A small file; of a large one pieces evenly spread from its start to its end."""
+  size, count, length = file.stat().st_size, 16, 1 << 16
+  with file.open('rb') as opened:
+    if size <= count * length:
+      yield opened.read()
+      return
+    for index in range(count):
+      opened.seek(index * (size - length) // (count - 1))
+      yield opened.read(length)
 
 
 def _is_run(path: Path) -> bool:

@@ -16,6 +16,7 @@ import numpy as np
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import builders, store
+from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import responses
 from rlhf_jax.runtime import checkpoint, models, workdir
 from rlhf_jax.runtime.experiment import near
@@ -48,7 +49,8 @@ def sample(place: builders.Place, model: str, prompt: str | None = None, count: 
   config, context = parent.config, parent.model.context
   if min(count, max_tokens) < 0 or temperature < 0:
     raise BadInput('-n, --max-tokens and --temperature must not be negative')
-  prompts = [prompt] * (count or 1) if prompt is not None else _prompts(config, place, count or 4)
+  prompts = [prompt] * (count or 1) if prompt is not None else _prompts(
+    config, parent.tokenizer, place, count or 4)
   tokens = max(len(parent.tokenizer.encode_prompt(p)) for p in prompts)
   if not tokens:
     raise BadInput(f'{model} has no token that starts a text: give a --prompt that is not empty')
@@ -116,13 +118,16 @@ def _reference(place: builders.Place, parent: Parent) -> Parent | None:
   return models.load(path) if '/' in name or _finished(path) else None
 
 
-def _prompts(config: configs.Language | configs.PPO | None, place: builders.Place,
-             count: int) -> list[str]:
-  """The first of the run's own prompts, of its demonstrations, or the lines of stdin."""
+def _prompts(config: configs.Language | configs.PPO | None, tokenizer: Tokenizer,
+             place: builders.Place, count: int) -> list[str]:
+  """The first of the run's own prompts, of its demonstrations, or the lines of stdin.
+
+  The run's own are as it saw them: cut where it cuts.
+  """
   sources = () if config is None else (
     config.prompts or tuple(s for s in getattr(config, 'data', ()) if s.kind != 'text'))
   if sources:
-    found, _ = builders.read(sources, place)
+    found, _ = builders.read_prompts(sources, tokenizer, place, builders.Limits.like(config))
     return [record.prompt for record in found[:count]]
   lines = [] if sys.stdin.isatty() else [line.rstrip('\n') for line in sys.stdin]
   if not lines:

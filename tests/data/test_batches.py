@@ -47,11 +47,17 @@ def test_every_epoch_sees_every_row_once_in_another_order():
 
 def test_epochs_run_on_across_batches():
   found = batches(rows(7), 3, 0)
-  assert found.epoch == 2
+  assert found.epoch == 7 / 3
   stream = chained(seen(found, range(14)))
   assert [sorted(stream[start:start + 7]) for start in range(0, 42, 7)] == [list(range(7))] * 6
   small = batches(rows(2), 5, 0)
-  assert small.epoch == 1 and len(seen(small, [0])[0]) == 5
+  assert small.epoch == 2 / 5 and len(seen(small, [0])[0]) == 5
+
+
+@pytest.mark.parametrize(('count', 'batch', 'epochs'), [(127, 64, 1), (100, 64, 16), (24, 4, 3)])
+def test_epochs_leave_at_most_half_a_batch_of_rows_unseen(count, batch, epochs):
+  steps = round(batches(rows(count), batch, 0).epoch * epochs)  # as the stages count
+  assert abs(steps * batch - count * epochs) <= batch / 2
 
 
 def test_the_last_rows_of_a_mixed_batch_are_of_the_second():

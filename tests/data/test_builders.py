@@ -1,11 +1,13 @@
 """Builders: the card adds up; builds are reused, repeatable, whole or absent; no TensorFlow."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import time
 
 import numpy as np
 import pytest
@@ -197,6 +199,8 @@ def test_a_killed_build_is_done_again_without_tensorflow_or_jax(place, tokenizer
     assert start(when).returncode == -signal.SIGKILL
     folders = list((place.workdir / 'data').iterdir())
     assert len(folders) == 1 and folders[0].name.startswith('.')
+    for path in (*folders[0].rglob('*'), folders[0]):
+      os.utime(path, (time.time() - 2 * 24 * 3600,) * 2)  # nobody is building there still
   done = start('never')
   assert done.returncode == 0, done.stderr
   whole = build(source('text'), tokenizer, Place(tmp_path / 'whole', place.data),
@@ -206,6 +210,56 @@ def test_a_killed_build_is_done_again_without_tensorflow_or_jax(place, tokenizer
   assert len(folders) == 1 and not folders[0].name.startswith('.')
   again = build(source('text'), tokenizer, place, length=16, heldout=0.2)
   np.testing.assert_equal(stacked(again.train), stacked(whole.train))
+
+
+@pytest.mark.parametrize('ends', ['first', 'never'])
+def test_two_commands_build_the_same_at_once(ends, place, tokenizer, tmp_path, monkeypatch):
+  whole = build(source('text'), tokenizer, Place(tmp_path / 'whole', place.data), **LIMITS)
+  real, halves = datasets.write, []
+
+  def write(*args):
+    halves.append(args[2])
+    if len(halves) == 2 and ends == 'never':
+      raise RuntimeError('stopped')
+    real(*args)
+    if len(halves) == 1:
+      with pytest.raises(RuntimeError) if ends == 'never' else contextlib.nullcontext():
+        build(source('text'), tokenizer, place, **LIMITS)  # the other command
+  monkeypatch.setattr(datasets, 'write', write)
+  built = build(source('text'), tokenizer, place, **LIMITS)
+  assert len(set(halves)) == 2
+  np.testing.assert_equal(stacked(built.train), stacked(whole.train))
+  folder, = (place.workdir / 'data').iterdir()
+  assert not folder.name.startswith('.') and folder.stat().st_mode & 0o777 == (
+    place.workdir.stat().st_mode & 0o777)  # others may read it as far as the workdir
+
+
+def test_what_a_file_is_taken_for_names_the_dataset(place, tokenizer):
+  content = (place.data / 'text.jsonl').read_text()
+  (place.data / 'text.txt').write_text(content)
+  (place.data / 'text.dat').write_text(content)
+  builds = [build((Source('text', (name,), reader),), tokenizer, place, length=16)
+            for name, reader in (('text.jsonl', ''), ('text.txt', ''), ('text.dat', 'plain'))]
+  assert [built.card['records'] for built in builds] == [30, 1, 1]
+  assert [list(built.card['sources']) for built in builds] == [
+    ['text.jsonl'], ['text.txt'], ['text.dat']]
+
+
+@pytest.mark.parametrize('prompt_cut', ['head', 'refuse'])
+def test_what_a_cut_makes_unlike_stays_on_one_side(prompt_cut, place, tokenizer):
+  turns = [[f'Human: dialogue {name}, turn {turn}: {word * 40}\n\nAssistant:'
+            for turn, word in enumerate(('ab ', 'cd ', 'ef '))] for name in range(8)]
+  rows = [{'prompt': ' Yes.\n\n'.join(of[:count]), 'category': f'd{name}'}
+          for name, of in enumerate(turns) for count in (2, 3)]
+  (place.data / 'prompts.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+  limit = 200 if prompt_cut == 'head' else 2000
+  pieces, split_of, card = builders.account(
+    source('prompts'), tokenizer, place, Limits(prompt_length=limit, prompt_cut=prompt_cut)
+    .of('prompts'), heldout=0.25, seed=0)
+  assert card['cut']['prompts']['count'] == (16 if prompt_cut == 'head' else 0)
+  train, heldout = ({pieces.records[index].category for index in split_of[name]}
+                    for name in ('train', 'heldout'))
+  assert not train & heldout and len(train | heldout) == 8 and len(heldout) == 2
 
 
 def test_other_processes_wait_for_the_first(place, tokenizer, monkeypatch):

@@ -3,6 +3,7 @@
 import gzip
 import json
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -114,6 +115,27 @@ def test_a_text_file_is_documents_parted_by_blank_lines(tmp_path):
   assert read(path, kind='text')[0] == [Text('one\ntwo'), Text('three')]
   with pytest.raises(BadInput, match=r"a\.txt:1: field 'prompt': expected a row with {prompt"):
     read(path, kind='demonstrations')
+
+
+def test_a_bad_line_of_a_text_file_does_not_part_its_document(tmp_path):
+  path = tmp_path / 'a.txt'
+  path.write_bytes(b'one\ncaf\xe9\ntwo\n\n\xff\n\n\xe9\nthree\n')
+  with pytest.raises(BadInput, match=r'a\.txt:2: expected UTF-8'):
+    read(path, kind='text')
+  found, reading = readers.read_file(path, '', 'text', True)
+  assert found == [(1, Text('one\ntwo')), (8, Text('three'))]
+  assert reading.rows == 5 and reading.refused == {'not UTF-8': 3}
+
+
+def test_a_text_of_parquet_that_is_no_utf8_is_a_bad_row(tmp_path):
+  content, ends = b'one\xff\xfetwo', np.array([0, 3, 5, 8], np.int32)
+  texts = pa.Array.from_buffers(pa.string(), 3, [None, pa.py_buffer(ends), pa.py_buffer(content)])
+  pa.parquet.write_table(pa.table({'text': texts}), tmp_path / 'a.parquet')
+  with pytest.raises(BadInput, match=r'a\.parquet: row 2: expected UTF-8'):
+    read(tmp_path / 'a.parquet', kind='text')
+  records, reading = read(tmp_path / 'a.parquet', kind='text', skip=True)
+  assert records == [Text('one'), Text('two')]
+  assert reading.rows == 3 and reading.refused == {'not UTF-8': 1}
 
 
 def test_prompts_are_read_from_rankings_and_demonstrations(tmp_path):

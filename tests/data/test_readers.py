@@ -181,6 +181,16 @@ def test_intransitive_sets_are_left_out_and_counted(pairs, tmp_path):
   assert reading.refused == {'intransitive set': len(pairs)}
 
 
+def test_prompts_of_intransitive_sets_are_prompts(tmp_path):
+  path = write(tmp_path / 'a.jsonl', *[comparison(*pair) for pair in ('ab', 'bc', 'ca')],
+               comparison('x', 'y', post='t2'))
+  prompts, reading = read(path, 'openai_summarize', 'prompts')
+  assert [record.prompt for record in prompts] == [PROMPT, PROMPT.replace('t1', 't2')]
+  assert reading.rows == 4 and not reading.refused and not reading.sets
+  pairs = [{'prompt': 'p', 'chosen': a, 'rejected': b, 'labeler': 'ann'} for a, b in ('ab', 'ba')]
+  assert read(write(tmp_path / 'b.jsonl', *pairs), 'pairs', 'prompts')[0] == [Prompt('p')]
+
+
 def test_an_incomplete_set_stays_pairs(tmp_path):
   path = write(tmp_path / 'a.jsonl', *[comparison(*pair) for pair in ('ab', 'cb', 'cd')])
   records, reading = read(path, 'openai_summarize', 'rankings')
@@ -277,7 +287,8 @@ def test_votes_by_judge_over_model_answers(votes):
   assert reading.rows == 8 and reading.sets == {'sets of 3': 1, 'pairs': 1}
   assert reading.refused == {'all ranks tied': 1, 'not of the first turn': 1,
                              'no question or answer': 2, 'equal completions': 1}
-  assert read(path, 'mt_bench', 'prompts')[0] == [Prompt('Write.', 'writing')]
+  assert read(path, 'mt_bench', 'prompts')[0] == [
+    Prompt('Write.', 'writing'), Prompt('Count.', 'math')]  # whose only vote is a tie
 
 
 def test_the_answers_belong_to_what_a_dataset_is_made_of(votes):

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tokenizers
 
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data.tokenizer import Tokenizer
@@ -42,6 +43,75 @@ def test_prompts_start_with_bos_and_responses_with_a_space(tokenizer):
   assert tokenizer.encode_response('the\n', 'cat') == tokenizer.encode('cat')
   assert tokenizer.encode_response('the', '\ncat') == tokenizer.encode('\ncat')
   assert tokenizer.encode_response('the', '') == []
+
+
+def sentence_piece(folder, scheme, template=''):
+  """A BPE as SentencePiece's are written: '▁' for a space, which it puts before texts, too."""
+  backend = tokenizers.Tokenizer(tokenizers.models.BPE(unk_token='<unk>', byte_fallback=True))
+  spaces = {'prepend_scheme': 'first' if scheme == 'normalizer' else scheme}
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(**spaces)
+  backend.train_from_iterator(['the dog sat on the cat .', 'Ask Say Yes'] * 20,
+                              tokenizers.trainers.BpeTrainer(
+    vocab_size=120, special_tokens=['<unk>', '<s>', '</s>', '<|say|>'], show_progress=False))
+  content = json.loads(backend.to_str())
+  vocabulary = content['model']['vocab']
+  for byte in range(256):
+    vocabulary[f'<0x{byte:02X}>'] = len(vocabulary)
+  backend = tokenizers.Tokenizer.from_str(json.dumps(content))
+  backend.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(split=False, **spaces)
+  if scheme == 'normalizer':
+    backend.normalizer = tokenizers.normalizers.Sequence([
+      tokenizers.normalizers.Prepend('▁'), tokenizers.normalizers.Replace(' ', '▁')])
+    backend = tokenizers.Tokenizer.from_str(json.dumps(
+      json.loads(backend.to_str()) | {'pre_tokenizer': None}))
+  folder.mkdir()
+  backend.save(str(folder / 'tokenizer.json'))
+  (folder / 'tokenizer_config.json').write_text(json.dumps(
+    {'bos_token': '<s>', 'eos_token': '</s>'} | ({'chat_template': template} if template else {})))
+  return Tokenizer.from_file(folder / 'tokenizer.json')
+
+
+SCHEMES = pytest.mark.parametrize('scheme', ['normalizer', 'first', 'always'])
+
+
+@SCHEMES
+def test_a_response_goes_on_from_its_prompt_as_in_one_text(scheme, tmp_path):
+  found = sentence_piece(tmp_path / 'x', scheme)
+  dog = found.encode_response('Ask', 'the dog')
+  assert dog == found.encode('the dog') != found.encode_response('Ask\n', 'the dog')
+  for prompt, response, between in [
+      ('Ask', 'the dog', ' '), ('Ask', ' the dog', ''), ('Ask\n', 'the dog', ''),
+      ('Ask\nSay:\n\n', 'the dog', ''), ('Ask', '\nthe dog', ''), ('Ask\n', '\n\nthe', ''),
+      ('Ask\n', '</s> 7', '')]:
+    whole = found.encode(prompt + between + response)
+    assert found.encode(prompt) + found.encode_response(prompt, response) == whole, prompt
+  assert found.encode_response('Ask\n', '') == []
+  many = ['the dog', '', '\nthe'], ['Ask\n', 'Ask\n', 'Ask']
+  assert found.encode_responses(*many[::-1]) == [
+    found.encode_response(prompt, response) for response, prompt in zip(*many, strict=True)]
+
+
+TURN = "{% for m in messages %}{{ '<s>' + m.role + '\n' + m.content + '</s>\n' }}{% endfor %}"
+START = '{% if add_generation_prompt %}{{ START }}{% endif %}'
+ASK = ("{% for m in messages %}{% if m.role == 'user' %}{{ '<s>[Ask] ' + m.content + ' [Say]' }}"
+       '{% else %}')
+TEMPLATES = {
+  'line': TURN + START.replace('START', "'<s>assistant\n'"),
+  'token': TURN.replace("m.role + '\n'", "'<|say|>'") + START.replace('START', "'<s><|say|>'"),
+  'space': ASK + "{{ ' ' + m.content + ' </s>' }}{% endif %}{% endfor %}",
+  'tight': ASK + "{{ m.content + '</s>' }}{% endif %}{% endfor %}",
+}
+
+
+@SCHEMES
+@pytest.mark.parametrize('name', TEMPLATES)
+def test_a_response_goes_on_from_a_chat_template_as_in_one_text(name, scheme, tmp_path):
+  found = sentence_piece(tmp_path / 'x', scheme, TEMPLATES[name])
+  prompt = found.render('the cat')
+  assert prompt.endswith({'line': 'assistant\n', 'token': '<|say|>'}.get(name, '[Say]'))
+  whole = prompt + (' ' if name == 'space' else '') + 'the dog sat'
+  assert found.encode_prompt('the cat') + found.encode_response('the cat', 'the dog sat') == (
+    found._with_specials.encode(whole, add_special_tokens=False).ids)
 
 
 def test_decoding_ends_at_eos(tokenizer):

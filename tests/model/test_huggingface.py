@@ -117,6 +117,20 @@ def test_several_files_with_an_index(tmp_path):
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, again))
 
 
+@pytest.mark.parametrize('sizes', [(8000, 1 << 30), (1 << 30, 8000), (8000, 20000)])
+def test_a_model_in_the_place_of_another_is_read_as_it_is(sizes, tmp_path):
+  described, params = loaded(HERE / 'qwen2-policy')
+  (tmp_path / 'notes.txt').write_text('mine')
+  other = jax.tree.map(lambda leaf: leaf + 1, params)
+  for size, of in zip(sizes, (other, params), strict=True):
+    huggingface.save(tmp_path, described.model, of, 'policy', shard_bytes=size)
+  huggingface.save(tmp_path / 'new', described.model, params, 'policy', shard_bytes=sizes[1])
+  assert {path.name for path in tmp_path.iterdir()} - {'new', 'notes.txt'} == {
+    path.name for path in (tmp_path / 'new').iterdir()}
+  _, again = loaded(tmp_path)
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), params, again))
+
+
 def test_the_bias_of_scores_comes_back(tmp_path):
   described, params = loaded(HERE / 'llama-reward')
   params['head']['bias'] = jnp.float32(-1.5)

@@ -7,6 +7,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import safetensors.numpy
 import tokenizers
 
 from rlhf_jax.__main__ import main
@@ -68,6 +69,14 @@ def test_own_model_and_preferences_in_one_line(tmp_path, capsys):
     card = (out / 'README.md').read_text()
     for words in ('## Recipe', str(model), 'rankings.jsonl', '## Limits', 'must not be used for'):
       assert words in card
+  # In the place of a policy a reward model leaves nothing of it, and nothing of others unread.
+  shutil.copytree(tmp_path / 'out-ppo', tmp_path / 'over')
+  for name in ('chat_template.jinja', 'model-00002-of-00002.safetensors', 'vocab.json', 'notes'):
+    (tmp_path / 'over' / name).write_text('old')
+  assert main(['export', '--workdir', str(tmp_path / 'work'), '--run', 'reward',
+               '--out', str(tmp_path / 'over')]) == 0
+  assert sorted(path.name for path in (tmp_path / 'over').iterdir()) == sorted(
+    ['notes', *(path.name for path in (tmp_path / 'out-reward').iterdir())])
   ours = sample.load(tmp_path / 'work', 'ppo')
   again = models.load(tmp_path / 'out-ppo')
   assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), ours.params, again.params))
@@ -136,6 +145,17 @@ def test_another_model_in_the_folder_is_another_configuration(tmp_path):
   described, params = huggingface.describe(model), models.load(model).params
   params['norm']['scale'] = params['norm']['scale'] + 1
   huggingface.save(model, described.model, params, 'policy')
+  assert models.fingerprint(model) != before
+
+
+@pytest.mark.parametrize('share', [0, 0.2, 0.5, 0.9, 1])
+def test_weights_anywhere_in_a_large_file_count(share, tmp_path):
+  model, weights = folder(tmp_path), np.zeros(1 << 20, np.float32)
+  safetensors.numpy.save_file({'a': weights}, model / 'model.safetensors')
+  before = models.fingerprint(model)
+  place = int(share * (len(weights) - (1 << 18)))
+  weights[place:place + (1 << 18)] = 1  # a tensor of 1 MiB
+  safetensors.numpy.save_file({'a': weights}, model / 'model.safetensors')
   assert models.fingerprint(model) != before
 
 

@@ -21,6 +21,7 @@ def place(tmp_path_factory):
   """A workdir of sft, a reward model from it, a PPO run that equals sft, one that does not."""
   folder = tmp_path_factory.mktemp('sample')
   (folder / 'prompts.jsonl').write_text(''.join(json.dumps({'prompt': p}) + '\n' for p in PROMPTS))
+  (folder / 'long.jsonl').write_text(json.dumps({'prompt': 'One. Two. ' + 'three ' * 20}) + '\n')
   tokenizer = Tokenizer.train(['one two three'], 300)
   model = configs.Model(layers=1, width=16, heads=2, context=24, vocabulary=tokenizer.vocabulary)
   sizes = {'prompt_length': 12, 'response_length': 6}
@@ -30,6 +31,8 @@ def place(tmp_path_factory):
     'reward': configs.Reward(init_from='sft', **sizes),
     'same': configs.PPO(prompts=source, **sizes),
     'other': configs.PPO(prompts=source, reward='mine.py:f', **sizes),
+    'cut': configs.PPO(prompts=(configs.Source(kind='prompts', files=('long.jsonl',)),),
+                       prompt_cut='head', **sizes),
   }
   for name, config in runs.items():
     key = jax.random.key(1 if name == 'other' else 0)
@@ -64,6 +67,8 @@ def test_reward_and_kl_where_those_models_exist(place):
 
 def test_without_a_prompt_the_runs_own_or_stdin(place, monkeypatch):
   assert [one.prompt for one in sample.sample(place, 'same', count=2)] == PROMPTS[:2]
+  assert [one.prompt for one in sample.sample(place, 'cut')] == [
+    'One. Two. three three three three']
   monkeypatch.setattr('sys.stdin', io.StringIO('three\ntwo\n'))
   assert [one.prompt for one in sample.sample(place, 'sft')] == ['three', 'two']
   with pytest.raises(configs.BadInput, match='give --prompt TEXT'):
