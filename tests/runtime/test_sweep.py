@@ -197,6 +197,14 @@ def test_points_as_jobs_of_their_own_write_the_same(swept, begun, file):
   assert tables[0].select(kept).equals(tables[1].select(kept))
 
 
+def test_a_line_in_the_making_keeps_no_other_job_from_its_end(swept, tmp_path):
+  metrics = (swept[0] / POINTS[0] / 'metrics.jsonl').read_bytes()
+  (tmp_path / POINTS[0]).mkdir()
+  (tmp_path / POINTS[0] / 'metrics.jsonl').write_bytes(metrics + b'{"step": 7, "k')
+  point = grid.Point(POINTS[0], {}, configs.PPO())
+  assert [row['step'] for row in sweep.tables.read(tmp_path, point, '').metrics] == [*range(1, 7)]
+
+
 def test_a_new_value_runs_what_is_new(swept, file, tmp_path, monkeypatch):
   shutil.copytree(swept[0], tmp_path / 'w')
   larger = file.with_name('larger.py')
