@@ -353,6 +353,44 @@ def test_a_second_reward_model_stands_in_for_a_judge(begun, file):
   assert told['judge'] == 'second reward model'
 
 
+def test_a_sweep_on_model_folders_makes_no_run_and_knows_their_models(begun, file, monkeypatch):
+  """A folder's path says nothing of what is in it; no run named would be all runs of the file."""
+  monkeypatch.setattr(loop, 'run_file', None)
+  folders = file.with_name('folders.py')
+  folders.write_text(FILE.replace("policy='sft', reward='reward'",
+                                  f"policy='{begun}/sft', reward='{begun}/reward'"))
+  read = experiment.load(folders)
+  points = grid.points(read)
+
+  def start():
+    work = sweep._Sweep(read, points, Place(begun), OPTIONS)
+    work.prepare([])
+    return work.start_of(points[POINTS[0]]), work._of(points[POINTS[0]])
+
+  found = [start()]
+  for name in ('sft', 'reward'):
+    config = begun / name / 'config.json'
+    config.write_text(json.dumps(json.loads(config.read_text()) | {'hash': 'another'}))
+    found.append(start())
+  (one, one_of), (two, two_of), (three, three_of) = found
+  assert one != two == three
+  assert one_of != two_of != three_of
+  assert sweep.run(read, Place(begun), OPTIONS, only=POINTS[0]) == {}
+  assert not (begun / 'ppo').exists()
+
+
+@pytest.mark.parametrize(('options', 'replaced', 'advice'), [
+  ([('ppo.gae_lambda', '0.5')], ('', ''), r'--ppo\.gae_lambda 0\.95$'),
+  ([], ('(0.0, 0.3)', '(0.0, 0.3000001)'), r'put back kl_coef 0\.3 in sweep\.grid$')])
+def test_another_configuration_is_told_with_options_that_a_sweep_takes(
+    swept, file, options, replaced, advice):
+  other = file.with_name('other.py')
+  other.write_text(FILE.replace(*replaced) if options == [] else FILE)
+  changed = overrides.apply(experiment.load(other), options)
+  with pytest.raises(BadInput, match=advice):
+    sweep.run(changed, Place(swept[0]), OPTIONS)
+
+
 def test_no_evaluation_prompts(begun, file):
   none = file.with_name('none.py')
   none.write_text(FILE.replace("evaluation_prompts=(world.prompts_source('validation', 12),)",
