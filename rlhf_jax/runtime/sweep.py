@@ -31,7 +31,17 @@ from rlhf_jax.configs import BadInput
 from rlhf_jax.data import builders, records, store
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import along, start, study
-from rlhf_jax.runtime import checkpoint, executables, grid, loop, meshes, models, tables, workdir
+from rlhf_jax.runtime import (
+  checkpoint,
+  executables,
+  grid,
+  inputs,
+  loop,
+  meshes,
+  models,
+  tables,
+  workdir,
+)
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.board import Board
 from rlhf_jax.runtime.grid import Point
@@ -128,7 +138,7 @@ class _Sweep:
                      'evaluation_prompts; name some')
     builders.require(self.sweep.text, place)
     left = [p for p in wanted if not (folder / p.name / 'finished.json').exists()]
-    loop.check_inputs([point.config for point in left], place)
+    inputs.check([point.config for point in left], place)
     while bases:  # none named would be all
       try:
         loop.run_file(self.experiment, bases, place, self.options)
@@ -272,6 +282,8 @@ class _Sweep:
       try:
         with workdir.Stopwatch(folder).ticking() as watch:
           finished = self._train(point, watch, board)
+      except inputs.Changed:  # the others were begun with other data too
+        raise
       except Exception as error:
         reason, trace = _why(error)
         workdir.write_json(folder / 'failed.json', {'reason': reason, 'traceback': trace})
@@ -301,6 +313,7 @@ class _Sweep:
     config, parents = point.config, self.parents(point.config)
     mesh = meshes.make_mesh(config.mesh)
     with jax.set_mesh(mesh), _waiting(self.place.workdir):
+      inputs.settle(self.place.workdir / point.name, config, self.place)
       self._start(point)
       # Checks the numbers that `neutral` hides, and builds the data while no other point can.
       ppo.make(dataclasses.replace(config, evaluation_prompts=()), parents, self.place)

@@ -30,8 +30,8 @@ from rlhf_jax.data import processes, store
 
 KINDS = {kind.__name__: kind for kind in typing.get_args(configs.Run)}
 # A folder with nothing else holds no work that another configuration could spoil.
-NO_WORK = ('config.json', 'seconds.json', 'metrics.jsonl', 'samples.jsonl', 'tensorboard', '.lock',
-           'failed.json')
+NO_WORK = ('config.json', 'inputs.json', 'seconds.json', 'metrics.jsonl', 'samples.jsonl',
+           'tensorboard', '.lock', 'failed.json')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _TICK = {True: 2.0, False: 30.0}  # seconds between two writes; a put into a store costs money
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
@@ -112,7 +112,7 @@ def check_same(folder: Path, described: Mapping[str, Any], option: str = '',
     return False
   if there.get('hash') == described['hash']:
     return True
-  if all(path.name in NO_WORK for path in folder.iterdir()):
+  if not holds_work(folder):
     return False
   old, new = _flat(there.get('config', {})), _flat(described['config'])
   differing = [key for key in old | new if key.split('.')[0] != 'mesh' and key != 'model.fused'
@@ -131,6 +131,11 @@ def check_same(folder: Path, described: Mapping[str, Any], option: str = '',
     options = f' or delete {folder} to make it again'
   raise BadInput(f'{folder} was made with another configuration: {differs}; '
                  f'take another --workdir{options}')
+
+
+def holds_work(folder: Path) -> bool:
+  """Whether anything lies in a run's folder that another configuration, or other data, spoils."""
+  return folder.exists() and any(path.name not in NO_WORK for path in folder.iterdir())
 
 
 def _back(differing: Sequence[str], old: Mapping[str, Any], name: str,
