@@ -12,7 +12,6 @@ import importlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import jax
 
@@ -59,8 +58,12 @@ def traced_for(kind: str) -> Iterator[None]:
   """Inside, programs are traced for a Topology's kind: stages ask jax which platform there is, and
   that of this process is not the one compiled for.
   """
-  with mock.patch.object(jax, 'default_backend', lambda: 'cpu' if kind == 'cpu' else 'tpu'):
+  before = jax.default_backend
+  jax.default_backend = lambda: 'cpu' if kind == 'cpu' else 'tpu'
+  try:
     yield
+  finally:
+    jax.default_backend = before
 
 
 def _make(experiment: experiments.Experiment, name: str, made: dict[str, Parent],

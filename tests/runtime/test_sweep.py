@@ -185,6 +185,24 @@ def test_a_killed_point_ends_as_if_it_never_stopped(swept, begun, file, monkeypa
   assert one == other
 
 
+def test_a_point_begun_with_other_data_stops_the_sweep(begun, file, monkeypatch):
+  def stop(self, step, row, show=sweep.Board.progress):
+    if step == 3:
+      raise KeyboardInterrupt
+  with monkeypatch.context() as patch:
+    patch.setattr('rlhf_jax.runtime.board._Line.show', stop)
+    with pytest.raises(KeyboardInterrupt):
+      sweep.run(experiment.load(file), Place(begun), OPTIONS)
+  there = begun / POINTS[0] / 'inputs.json'
+  told = json.loads(there.read_text())
+  assert {'prompts.0', 'pretraining.0', 'evaluation_prompts.0'} < told['sha256'].keys()
+  told['sha256']['prompts.0'] = 'another'
+  there.write_text(json.dumps(told))
+  with pytest.raises(BadInput, match=r'was begun with other data: the content of prompts\.0'):
+    sweep.run(experiment.load(file), Place(begun), OPTIONS)
+  assert not (begun / POINTS[0] / 'failed.json').exists()
+
+
 def test_points_as_jobs_of_their_own_write_the_same(swept, begun, file):
   """In any order; the last of them writes the tables."""
   for name in POINTS[::-1]:
