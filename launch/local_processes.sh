@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # N processes of one command on this machine, joined over the loopback: a pod in the small.
 #   launch/local_processes.sh 2 -- .venv/bin/python -m rlhf_jax run FILE --workdir DIR --mesh 2,1,1 --multihost
-# Each has one accelerator of its own where there are any. SIGTERM and SIGINT go to all. If one ends with another code
+# Each has one accelerator of its own where there are any. SIGTERM goes to all, SIGINT as SIGTERM: Ctrl-C itself
+# reaches them from the terminal, and a second SIGINT would end them unsaved. If one ends with another code
 # than 0, that is told with its number, what is left after a few seconds is ended, and the code is this script's.
 set -uo pipefail
 
@@ -18,8 +19,7 @@ export JAX_COORDINATOR_ADDRESS=127.0.0.1:$port JAX_COORDINATOR_BIND_ADDRESS=127.
 
 processes=()
 send() { for one in "${processes[@]}"; do [ -z "$one" ] || kill "-$1" "$one" 2>/dev/null; done; }
-trap 'send TERM' TERM
-trap 'send INT' INT
+trap 'send TERM' TERM INT
 for ((index = 0; index < count; index++)); do
   JAX_PROCESS_ID=$index JAX_LOCAL_DEVICE_IDS=$index "$@" &
   processes+=($!)

@@ -27,11 +27,15 @@ fi
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
 
-echo "$(date '+%F %T') job $SLURM_JOB_ID: rlhf_jax ${words[*]}"
+# The last element of an array has the array's own number, which would stand for all of its elements.
+id=${SLURM_ARRAY_JOB_ID:+${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID}
+id=${id:-$SLURM_JOB_ID}
+
+echo "$(date '+%F %T') job $id: rlhf_jax ${words[*]}"
 srun --kill-on-bad-exit=1 "$python" -m rlhf_jax "${words[@]}"
 code=$?
 # 143: told to stop, and saved. Where Slurm is not doing so already the job queues itself again.
-if [ $code -eq 143 ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then
-  scontrol requeue "$SLURM_JOB_ID"
+if [ $code -eq 143 ] && [ "$(squeue --noheader --jobs="$id" --format=%T)" = RUNNING ]; then
+  scontrol requeue "$id"
 fi
 exit $code

@@ -3,7 +3,8 @@
 #   launch/sweep.sh FILE WORKDIR [--dry-run] [SBATCH OPTION]...
 #   launch/sweep.sh experiments/kl_sweep.py /shared/runs/kl --gpus-per-node=1
 # With Slurm a job and, after it, an array (launch/slurm.sh); without it here, one after the other. --dry-run prints the
-# commands and starts nothing. The same command again makes what is missing.
+# commands and starts nothing. The same command again makes what is missing. Here a point that fails (code 1) does not
+# keep the others from being made; its code is this script's.
 set -euo pipefail
 
 if [ $# -lt 2 ]; then
@@ -33,31 +34,50 @@ show() { echo "$*"; }
 start() { [ -n "$dry" ] || "$@"; }
 if command -v sbatch >/dev/null; then
   # Names hold no blanks, so a line of a list is the words of a command.
+  case $file$workdir in
+    *[[:space:]]*)
+      echo "launch/sweep.sh: FILE and WORKDIR must not hold blanks under Slurm: '$file' '$workdir'" >&2
+      exit 2
+      ;;
+  esac
   lists=$workdir/jobs
   [ -n "$dry" ] || mkdir -p "$lists"
-  first="run $file $bases --workdir $workdir"
+  first=${bases:+run $file $bases --workdir $workdir}
   each=$(for point in $points; do echo "sweep $file --workdir $workdir --point $point"; done)
   count=$(echo "$each" | wc -l)
-  echo "# $lists/bases"
-  echo "$first"
+  if [ -n "$first" ]; then
+    echo "# $lists/bases"
+    echo "$first"
+  fi
   echo "# $lists/points"
   echo "$each"
   if [ -z "$dry" ]; then
-    echo "$first" >"$lists/bases"
+    [ -z "$first" ] || echo "$first" >"$lists/bases"
     echo "$each" >"$lists/points"
   fi
-  show sbatch --parsable --array=0 "$@" launch/slurm.sh "$lists/bases"
-  job=$(start sbatch --parsable --array=0 "$@" launch/slurm.sh "$lists/bases")
-  show sbatch "--array=0-$((count - 1))" "--dependency=afterok:${job:-BASES}" "$@" launch/slurm.sh "$lists/points"
-  start sbatch "--array=0-$((count - 1))" "--dependency=afterok:${job:-BASES}" "$@" launch/slurm.sh "$lists/points"
+  if [ -n "$first" ]; then
+    show sbatch --parsable --array=0 "$@" launch/slurm.sh "$lists/bases"
+    job=$(start sbatch --parsable --array=0 "$@" launch/slurm.sh "$lists/bases")
+    set -- "--dependency=afterok:${job:-BASES}" "$@"
+  fi
+  show sbatch "--array=0-$((count - 1))" "$@" launch/slurm.sh "$lists/points"
+  start sbatch "--array=0-$((count - 1))" "$@" launch/slurm.sh "$lists/points"
 else
   make() {
     show "$python" -m rlhf_jax "$@"
     start "$python" -m rlhf_jax "$@"
   }
   # shellcheck disable=SC2086
-  make run "$file" $bases --workdir "$workdir"
+  [ -z "$bases" ] || make run "$file" $bases --workdir "$workdir"
+  failed=0
   for point in $points; do
-    make sweep "$file" --workdir "$workdir" --point "$point"
+    code=0
+    make sweep "$file" --workdir "$workdir" --point "$point" || code=$?
+    case $code in
+      0) ;;
+      2 | 130 | 143) exit "$code" ;; # bad input, which the next would meet too; told to stop
+      *) failed=$code ;;
+    esac
   done
+  exit "$failed"
 fi

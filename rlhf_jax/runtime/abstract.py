@@ -6,8 +6,10 @@ of a model folder config.json is read, not its weights.
 Left out: runs that train nothing (Collect, Evaluate): no trained run's shapes depend on them.
 """
 
+import contextlib
 import dataclasses
 import importlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +51,19 @@ def make(experiment: experiments.Experiment, name: str, data: Path | None = None
       made = _make(experiment, run, parents, data)
       parents[run] = Parent(made.stage.model, None, _exported(made), made.config)
   return made
+
+
+@contextlib.contextmanager
+def traced_for(kind: str) -> Iterator[None]:
+  """Inside, programs are traced for a Topology's kind: stages ask jax which platform there is, and
+  that of this process is not the one compiled for.
+  """
+  before = jax.default_backend
+  jax.default_backend = lambda: 'cpu' if kind == 'cpu' else 'tpu'
+  try:
+    yield
+  finally:
+    jax.default_backend = before
 
 
 def _make(experiment: experiments.Experiment, name: str, made: dict[str, Parent],

@@ -64,7 +64,8 @@ def compiled(file: str, given: dict, overrides: list, run: str, topology: str, m
   grid = meshes.make_mesh(configs.Mesh(*mesh), devices)
   otherwise = otherwise_of(made.config)
   with jax.set_mesh(grid), tempfile.TemporaryDirectory() as folder:
-    lowered = program(made, grid, part)
+    with abstract.traced_for(where.kind):
+      lowered = program(made, grid, part)
     options = {}
     if where.kind != 'cpu':
       options['xla_dump_to'] = folder

@@ -143,8 +143,9 @@ class Checkpoints:
     listed = self._listed() | {step: _files(self._folder / str(step))}
     kept = sorted(listed)[-KEEP:]
     workdir.write_json(self._listing, {s: listed[s] for s in kept})
-    for s in set(listed) - set(kept):
-      store.remove(self._folder / str(s))
+    for path in self._folder.glob('*'):  # a kill may have left some that are listed no more
+      if path.name.isdigit() and int(path.name) < step and int(path.name) not in kept:
+        store.remove(path)
 
   def _damage(self, step: int, listed: Mapping[int, Mapping[str, list[int]]]) -> str:
     """What is wrong with a checkpoint; '' if its files are those that were written."""

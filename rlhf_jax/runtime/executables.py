@@ -54,15 +54,16 @@ def drop_torn(folder: Path) -> None:
   since it never writes over an entry.
   """
   for path in folder.glob('*-cache') if folder.exists() else ():
-    data = path.read_bytes()
     stream = zlib.decompressobj()
     try:
-      stream.decompress(data)
+      stream.decompress(path.read_bytes())
       torn = not stream.eof
+    except FileNotFoundError:  # another job on this workdir was faster
+      continue
     except zlib.error:
       torn = False  # another compression: zstandard is installed
     if torn:
-      path.unlink()
+      path.unlink(missing_ok=True)
 
 
 def compiled(lowered: Any) -> Any:

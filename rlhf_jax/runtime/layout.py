@@ -60,7 +60,10 @@ def rows(config: configs.Run) -> dict[str, int]:
     found = {'episodes / rollout_chunks': config.episodes // config.rollout_chunks,
              'minibatch': config.minibatch, 'microbatch': config.microbatch or config.minibatch}
     return found | ({'ptx_ratio x minibatch': text} if text else {})
-  return {'batch': config.batch, 'microbatch': config.microbatch or config.batch}
+  microbatch = config.microbatch or config.batch
+  if isinstance(config, configs.Reward):  # a completion is a row of its own
+    return {'batch': config.batch, 'microbatch x k_max': microbatch * config.k_max}
+  return {'batch': config.batch, 'microbatch': microbatch}
 
 
 def held(made: Abstract, mesh: configs.Mesh) -> Held | None:

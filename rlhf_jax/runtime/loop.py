@@ -23,11 +23,20 @@ import jax
 import numpy as np
 
 from rlhf_jax import configs
-from rlhf_jax.data import builders, processes, records
+from rlhf_jax.data import builders, processes
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import judged
 from rlhf_jax.model import sharding, transformer
-from rlhf_jax.runtime import checkpoint, executables, meshes, models, pages, results, workdir
+from rlhf_jax.runtime import (
+  checkpoint,
+  executables,
+  inputs,
+  meshes,
+  models,
+  pages,
+  results,
+  workdir,
+)
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.metrics import Metrics, Progress, last_row, timeless
 from rlhf_jax.runtime.processes import SAVE, Stopping, Wishes, check_mesh
@@ -65,7 +74,8 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
   results.json.
 
   Raises:
-    BadInput: before any work if the workdir holds a run of another configuration.
+    BadInput: before any work if the workdir holds a run of another configuration; before its next
+      step if a run was begun with other data.
     OutOfReach: a loss that is not finite.
   """
   wanted = experiments.order(experiment, list(names) or experiment.runs)
@@ -75,7 +85,7 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
              if workdir.check_same(place.workdir / name, described[name])}
     left = processes.share([name for name in wanted
                             if not (place.workdir / name / 'finished.json').exists()])
-    check_inputs([experiment.runs[name] for name in left], place)
+    inputs.check([experiment.runs[name] for name in left], place)
     executables.keep(place.workdir)
     for name in wanted:
       folder = place.workdir / name
@@ -116,27 +126,13 @@ def descriptions(experiment: experiments.Experiment, names: Iterable[str],
   return described
 
 
-def check_inputs(runs: Iterable[configs.Run], place: Place) -> None:
-  """BadInput for missing files and for names of functions that lead nowhere: before the first step
-  of any run, not when its turn comes.
-  """
-  runs, sources = list(runs), []
-  for config in runs:
-    for field in dataclasses.fields(config):
-      value = getattr(config, field.name)
-      sources += [v for v in value if isinstance(v, configs.Source)] if isinstance(
-        value, tuple) else []
-      if field.name in ('judge', 'reward') and ':' in value:
-        records.load(value, field.name)
-  builders.require(sources, place)
-
-
 def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
          options: Options = Options()) -> dict[str, Any]:
   """Does one run whose parents are finished. Returns {'steps', 'summary'}."""
   mesh = meshes.make_mesh(config.mesh)
   check_mesh(mesh)
   if type(config) in STAGES:
+    inputs.settle(place.workdir / name, config, place)
     return train(name, config, _parents(config, mesh, place), place, watch, options)
   other = importlib.import_module(OTHERS[type(config)])
   with jax.set_mesh(mesh):

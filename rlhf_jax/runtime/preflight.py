@@ -113,7 +113,9 @@ def cost(made: Abstract, where: Topology, mesh: configs.Mesh, held: layout.Held)
   """FLOPs of an update by phase, bytes that decoding streams, and the floor in seconds."""
   state, frozen = layout.shapes(made)
   key = jax.eval_shape(lambda: jax.random.key(0))
-  traced = jax.jit(made.stage.update).trace(state, frozen, made.stage.batch_shapes, key)
+  update = lambda *given: made.stage.update(*given)  # a new one: jax keeps what it traced
+  with abstract.traced_for(where.kind), jax.sharding.use_abstract_mesh(layout.abstract_mesh(mesh)):
+    traced = jax.jit(update).trace(state, frozen, made.stage.batch_shapes, key)
   ppo = isinstance(made.config, configs.PPO)
   passes = made.config.response_length - 1 if ppo else None  # the last token is not read again
   counts = flops.count(traced.jaxpr.jaxpr, passes, aot.otherwise_of(made.config))

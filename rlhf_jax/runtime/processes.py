@@ -75,13 +75,14 @@ def check_mesh(mesh: jax.sharding.Mesh) -> None:
 
 
 class Stopping:
-  """SIGTERM and SIGINT: while a step is under way the loop is asked to save; at other times the
-  process ends at once.
+  """SIGTERM and SIGINT: while a step is under way the loop is asked to save; at other times, and at
+  a second SIGINT, the process ends at once.
   """
 
   def __init__(self) -> None:
     self.signal = 0
     self.deferred = False
+    self._interrupted = False  # by SIGINT before
 
   def install(self) -> None:
     """From now on this object hears of both signals."""
@@ -89,7 +90,9 @@ class Stopping:
       signal.signal(number, self._handle)
 
   def _handle(self, number: int, frame: Any) -> None:
-    if not self.deferred or self.signal == signal.SIGINT:
+    again = self._interrupted and number == signal.SIGINT  # a launcher may send SIGTERM besides
+    self._interrupted |= number == signal.SIGINT
+    if not self.deferred or again:
       if processes.count() > 1:
         fail(128 + number)
       raise SystemExit(128 + number)
@@ -107,13 +110,19 @@ class Wishes:
     self._each = NamedSharding(mesh, PartitionSpec(mesh.axis_names))
     self._largest = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, PartitionSpec()))
     self._before: Any = 0
+    self._saved = False  # at the step before, since the answer was SAVE
 
   def exchange(self, wish: int) -> int:
-    """Says what this process wants; returns what all do."""
+    """Says what this process wants; returns what all do.
+
+    A wish to save that was said before the save for the one before it is fulfilled: it counts as 0.
+    """
     if not self._several:
       return wish
     said, self._before = self._before, self._asked(wish)
-    return int(said)
+    said = 0 if self._saved and int(said) == SAVE else int(said)
+    self._saved = said == SAVE
+    return said
 
   def settle(self, wish: int) -> int:
     """As `exchange`, but waits for the others: the answer is that of now."""

@@ -143,7 +143,8 @@ def _reward(folder: Path, run: str, config: configs.Language | configs.PPO) -> P
   else:
     found = [
       p.parent.name for p in folder.glob('*/config.json')
-      if isinstance(made := workdir.config_of(p.parent), configs.Reward) and made.init_from == run
+      if (workdir.read_json(p) or {}).get('kind') == 'Reward'  # not a model's own config.json
+      and workdir.config_of(p.parent).init_from == run
     ]
   found = [name for name in found if _finished(folder / name)]
   return checkpoint.load_parent(folder / found[0]) if len(found) == 1 else None

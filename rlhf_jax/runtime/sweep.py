@@ -31,7 +31,17 @@ from rlhf_jax.configs import BadInput
 from rlhf_jax.data import builders, records, store
 from rlhf_jax.data.builders import Place
 from rlhf_jax.evaluation import along, start, study
-from rlhf_jax.runtime import checkpoint, executables, grid, loop, meshes, models, tables, workdir
+from rlhf_jax.runtime import (
+  checkpoint,
+  executables,
+  grid,
+  inputs,
+  loop,
+  meshes,
+  models,
+  tables,
+  workdir,
+)
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.board import Board
 from rlhf_jax.runtime.grid import Point
@@ -108,7 +118,7 @@ class _Sweep:
                options: loop.Options):
     self.experiment, self.points, self.place = experiment, points, place
     self.options, self.sweep = options, experiment.sweep
-    self.hashes: dict[str, str] = {}  # of the runs that points rest on
+    self.hashes: dict[str, str] = {}  # of the runs and model folders that points rest on
     self._parents: dict[str, Parent] = {}
     self._starts: dict[str, tuple[along.Fixed, start.Samples]] = {}
     self._scores: dict[str, along.Score] = {}
@@ -128,17 +138,19 @@ class _Sweep:
                      'evaluation_prompts; name some')
     builders.require(self.sweep.text, place)
     left = [p for p in wanted if not (folder / p.name / 'finished.json').exists()]
-    loop.check_inputs([point.config for point in left], place)
-    while True:
+    inputs.check([point.config for point in left], place)
+    while bases:  # none named would be all
       try:
         loop.run_file(self.experiment, bases, place, self.options)
         break
       except workdir.Busy:
         time.sleep(LOCK_SECONDS)
     described = loop.descriptions(self.experiment, bases, place)
-    self.hashes = {name: described[name]['hash'] for name in bases}
+    self.hashes = {name: described[name]['hash'] for name in bases} | {
+      named: models.fingerprint(builders.locate(named, place)) for point in self.points.values()
+      for named in experiments.folders(point.config).values()}
     for point in self.points.values():
-      workdir.check_same(folder / point.name, self.described(point))
+      self._check_same(point)
     executables.keep(folder)
     with _waiting(folder):
       workdir.write_json(folder / 'sweep.json', self.told())
@@ -158,12 +170,14 @@ class _Sweep:
 
   def described(self, point: Point) -> dict[str, Any]:
     """What a point's config.json says; how it is measured counts as a parent."""
-    needed = {role: (name, self.hashes[name])
-              for role, name in experiments.references(point.config).items()}
-    for role, folder in experiments.folders(point.config).items():
-      needed[role] = (folder, models.fingerprint(builders.locate(folder, self.place)))
+    named = experiments.references(point.config) | experiments.folders(point.config)
+    needed = {role: (name, self.hashes[name]) for role, name in named.items()}
     return workdir.describe(point.config, needed | {
       'measured': ('the way it is measured', self._measured(point))})
+
+  def _check_same(self, point: Point) -> bool:
+    return workdir.check_same(self.place.workdir / point.name, self.described(point),
+                              option=self.sweep.base, grid=tuple(point.values))
 
   def _measured(self, point: Point) -> str:
     """A hash of all that the samples of a point's start, and its evaluations, depend on."""
@@ -263,11 +277,13 @@ class _Sweep:
       return reason
     with workdir.lock(folder):
       (folder / 'failed.json').unlink(missing_ok=True)
-      if not workdir.check_same(folder, self.described(point)):
+      if not self._check_same(point):
         workdir.write_json(folder / 'config.json', self.described(point))
       try:
         with workdir.Stopwatch(folder).ticking() as watch:
           finished = self._train(point, watch, board)
+      except inputs.Changed:  # the others were begun with other data too
+        raise
       except Exception as error:
         reason, trace = _why(error)
         workdir.write_json(folder / 'failed.json', {'reason': reason, 'traceback': trace})
@@ -297,6 +313,7 @@ class _Sweep:
     config, parents = point.config, self.parents(point.config)
     mesh = meshes.make_mesh(config.mesh)
     with jax.set_mesh(mesh), _waiting(self.place.workdir):
+      inputs.settle(self.place.workdir / point.name, config, self.place)
       self._start(point)
       # Checks the numbers that `neutral` hides, and builds the data while no other point can.
       ppo.make(dataclasses.replace(config, evaluation_prompts=()), parents, self.place)

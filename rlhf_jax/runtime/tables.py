@@ -4,6 +4,7 @@ Enter: the files of the points and of their starts. Leave: the two, written whol
 Left out: what the numbers mean (evaluation/study.py); figures (report/).
 """
 
+import contextlib
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -73,5 +74,9 @@ def _column(name: str, values: list[Any]) -> pyarrow.Array:
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:
-  text = path.read_text('utf-8') if path.exists() else ''
-  return [json.loads(line) for line in text.split('\n') if line]
+  """The rows that are whole: the last line of a point under way may be in the making."""
+  rows = []
+  for line in path.read_bytes().split(b'\n')[:-1] if path.exists() else ():
+    with contextlib.suppress(ValueError):  # not JSON, or not UTF-8
+      rows.append(json.loads(line))
+  return rows

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,8 @@ from rlhf_jax.data import processes, store
 
 KINDS = {kind.__name__: kind for kind in typing.get_args(configs.Run)}
 # A folder with nothing else holds no work that another configuration could spoil.
-NO_WORK = ('config.json', 'seconds.json', 'metrics.jsonl', 'samples.jsonl', 'tensorboard', '.lock',
-           'failed.json')
+NO_WORK = ('config.json', 'inputs.json', 'seconds.json', 'metrics.jsonl', 'samples.jsonl',
+           'tensorboard', '.lock', 'failed.json')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _TICK = {True: 2.0, False: 30.0}  # seconds between two writes; a put into a store costs money
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
@@ -95,8 +95,14 @@ def describe(config: configs.Run, parents: Mapping[str, tuple[str, str]]) -> dic
     'versions': _versions(), 'commit': _commit()}
 
 
-def check_same(folder: Path, described: Mapping[str, Any]) -> bool:
+def check_same(folder: Path, described: Mapping[str, Any], option: str = '',
+               grid: Collection[str] = ()) -> bool:
   """Whether the folder already holds this very configuration; False if it holds no work.
+
+  Args:
+    option: the run whose fields options set; '': the folder's name. That of a sweep's point is the
+      base run.
+    grid: fields that the sweep's file sets instead.
 
   Raises:
     BadInput: it holds another one; the message names what differs and the fix.
@@ -106,9 +112,8 @@ def check_same(folder: Path, described: Mapping[str, Any]) -> bool:
     return False
   if there.get('hash') == described['hash']:
     return True
-  if all(path.name in NO_WORK for path in folder.iterdir()):
+  if not holds_work(folder):
     return False
-  name = folder.name
   old, new = _flat(there.get('config', {})), _flat(described['config'])
   differing = [key for key in old | new if key.split('.')[0] != 'mesh' and key != 'model.fused'
                and old.get(key) != new.get(key)]
@@ -118,9 +123,7 @@ def check_same(folder: Path, described: Mapping[str, Any]) -> bool:
     differs = ', '.join(
       f'{key} is {json.dumps(old.get(key))} there and {json.dumps(new.get(key))} now'
       for key in differing[:8])
-    options = ' '.join(f'--{name}.{key} {_word(old[key])}' for key in differing if key in old)
-    options = f' or add {options}' if len(differing) <= 8 and all(k in old
-                                                                  for k in differing) else ''
+    options = _back(differing, old, option or folder.name, grid)
   else:
     changed = [run for role, (run, _) in described['parents'].items()
                if there.get('parents', {}).get(role) != described['parents'][role]]
@@ -128,6 +131,24 @@ def check_same(folder: Path, described: Mapping[str, Any]) -> bool:
     options = f' or delete {folder} to make it again'
   raise BadInput(f'{folder} was made with another configuration: {differs}; '
                  f'take another --workdir{options}')
+
+
+def holds_work(folder: Path) -> bool:
+  """Whether anything lies in a run's folder that another configuration, or other data, spoils."""
+  return folder.exists() and any(path.name not in NO_WORK for path in folder.iterdir())
+
+
+def _back(differing: Sequence[str], old: Mapping[str, Any], name: str,
+          grid: Collection[str]) -> str:
+  """What of the old configuration to give again: options, and fields of a sweep's grid."""
+  if len(differing) > 8 or any(key not in old for key in differing):
+    return ''
+  fixed = [key for key in differing if any(f'{key}.'.startswith(f'{field}.') for field in grid)]
+  told = ' '.join(f'--{name}.{key} {_word(old[key])}' for key in differing if key not in fixed)
+  told = f' or add {told}' if told else ''
+  if fixed:
+    told += f' or put back {", ".join(f"{key} {_word(old[key])}" for key in fixed)} in sweep.grid'
+  return told
 
 
 def config_of(folder: Path) -> configs.Run:

@@ -106,6 +106,20 @@ def test_an_array_of_three_runs_one_requeued_ends_as_if_nothing_had_happened(slu
   assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
+def test_every_element_of_an_array_that_is_told_to_stop_queues_itself_again(slurm, tmp_path):
+  """The last too, whose SLURM_JOB_ID is the number of the whole array."""
+  steps = ('--gpt.steps', str(STEPS))
+  lines = [line(tmp_path / f'run{seed}', '--seed', str(seed), *steps) for seed in range(3)]
+  job = submit(slurm, tmp_path, lines)
+  for element in range(3):
+    until((tmp_path / f'run{element}' / 'gpt' / 'checkpoints.json').exists, tmp_path)
+    slurm('scancel', '--signal=TERM', f'{job}_{element}')
+  until(lambda: set(states(slurm, job).values()) == {'COMPLETED'}, tmp_path)
+  for element in range(3):
+    assert 'going on after step' in (tmp_path / f'{element}.log').read_text()
+    assert rows(tmp_path / f'run{element}')[-1]['step'] == STEPS
+
+
 def test_two_tasks_are_two_processes_and_out_of_time_queues_again(slurm, tmp_path):
   """jax finds the tasks of a job itself; a signal before the time limit is as good as a requeue."""
   mesh = ('--gpt.steps', str(STEPS), '--mesh', '2,1,1')

@@ -2,8 +2,11 @@
 
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+
+import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
 FILE = 'experiments/kl_sweep.py'
@@ -40,6 +43,69 @@ def test_what_any_point_rests_on_is_made_first(tmp_path):
   runs = next(line for line in said if line.startswith('run ')).split()
   assert {'reward', 'reward_large', 'reward_300_2'} < set(runs)
   assert runs.index('gpt_large') < runs.index('sft_large') < runs.index('reward_large_1')
+
+
+def test_a_sweep_that_rests_on_no_run_starts_with_its_points(tmp_path):
+  file = tmp_path / 'folders.py'
+  file.write_text("""
+from rlhf_jax.configs import *
+runs = {'ppo': PPO(policy='models/a', reward='x.py:f', prompts=(Source('prompts', ('p',)),),
+                   evaluation_prompts=(Source('prompts', ('p',)),))}
+sweep = Sweep(base='ppo', grid=({'kl_coef': (0.0, 0.1)},))
+""")
+  here = f'{pathlib.Path(sys.executable).parent}:/usr/bin:/bin'
+  (tmp_path / 'sbatch').write_text('#!/bin/sh\n')
+  (tmp_path / 'sbatch').chmod(0o755)
+  said = dry(f'{tmp_path}:{here}', str(file))
+  assert not any(line.startswith('run ') for line in said)
+  only, = (line for line in said if line.startswith('sbatch'))
+  assert '--array=0-1 ' in only and '--dependency' not in only
+  said = dry(without_slurm(tmp_path), str(file))
+  assert len(said) == 2 and all(' sweep ' in line for line in said)
+
+
+def without_slurm(tmp_path):
+  """A PATH on which there is no sbatch."""
+  folder = tmp_path / 'plain'
+  folder.mkdir()
+  for name in ('bash', 'dirname', 'sh'):
+    (folder / name).symlink_to(shutil.which(name))
+  return f'{folder}:{pathlib.Path(sys.executable).parent}'
+
+
+@pytest.mark.parametrize(('codes', 'made', 'last'), [
+  ({1: 1}, 3, 1), ({1: 2}, 1, 2), ({2: 143}, 2, 143), ({2: 130}, 2, 130), ({}, 3, 0)])
+def test_without_slurm_a_failed_point_keeps_no_other_from_being_made(tmp_path, codes, made, last):
+  """Bad input and a wish to stop do."""
+  path = without_slurm(tmp_path)
+  asked = tmp_path / 'asked'
+  python = tmp_path / 'plain' / 'python3'
+  ends = ' '.join(f'p{number}) exit {code};;' for number, code in codes.items())
+  python.write_text(f"""#!/bin/sh
+case "$*" in
+  *--list) echo p1; echo p2; echo p3;;
+  -c*) echo;;
+  *) for word; do :; done; echo $word >>{asked}; case $word in {ends} esac;;
+esac
+""")
+  python.chmod(0o755)
+  launch = tmp_path / 'launch'
+  launch.mkdir()
+  shutil.copy(ROOT / 'launch' / 'sweep.sh', launch)
+  done = subprocess.run(['bash', 'launch/sweep.sh', 'f.py', 'with a blank'], cwd=tmp_path,
+                        capture_output=True, text=True, env=os.environ | {'PATH': path})
+  assert done.returncode == last, done.stderr
+  assert asked.read_text().split() == [f'p{number + 1}' for number in range(made)]
+
+
+def test_under_slurm_blanks_are_refused(tmp_path):
+  (tmp_path / 'sbatch').write_text('#!/bin/sh\n')
+  (tmp_path / 'sbatch').chmod(0o755)
+  here = f'{tmp_path}:{pathlib.Path(sys.executable).parent}:/usr/bin:/bin'
+  done = subprocess.run(['bash', 'launch/sweep.sh', FILE, 'runs/a b', '--dry-run'], cwd=ROOT,
+                        capture_output=True, text=True, env=os.environ | {'PATH': here})
+  assert done.returncode == 2 and not done.stdout
+  assert 'must not hold blanks' in done.stderr and len(done.stderr.splitlines()) == 1
 
 
 def test_a_file_without_a_sweep_is_told_in_one_line():

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import signal
 import types
 
@@ -157,6 +158,13 @@ def _stopped_at(faults, folder, step):
   return [folder / 'first' / 'checkpoints' / str(s) for s in found]
 
 
+def test_a_checkpoint_that_a_kill_left_unlisted_is_removed(faults, tmp_path):
+  _, newest = _stopped_at(faults, tmp_path, 5)
+  shutil.copytree(newest, newest.with_name('2'))
+  run(tmp_path)
+  assert sorted(path.name for path in newest.parent.iterdir()) == ['7', '8']
+
+
 @pytest.mark.parametrize('how', ['cut', 'missing', 'flipped'])
 def test_a_torn_checkpoint_is_not_loaded(faults, whole, tmp_path, caplog, how):
   before, newest = _stopped_at(faults, tmp_path / 'stopped', 5)
@@ -294,6 +302,23 @@ def test_torn_executables_are_made_again(faults, tmp_path, monkeypatch):
   finally:
     jax.config.update('jax_compilation_cache_dir', before)
     executables.compilation_cache.reset_cache()
+
+
+def test_an_executable_that_another_job_removes_is_no_error(tmp_path, monkeypatch):
+  for number in range(2):
+    (tmp_path / f'{number}-cache').write_bytes(executables.zlib.compress(bytes(99))[:-5])
+  listed = sorted(tmp_path.glob('*-cache'))
+  read = pathlib.Path.read_bytes
+
+  def raced(path):
+    data = read(path)
+    listed[0].unlink(missing_ok=True)  # the first between look and removal, before the second's
+    return data
+
+  monkeypatch.setattr(pathlib.Path, 'read_bytes', raced)
+  executables.drop_torn(tmp_path)
+  monkeypatch.setattr(pathlib.Path, 'glob', lambda *_: listed)
+  executables.drop_torn(tmp_path)
 
 
 def test_other_devices_give_the_same_numbers_and_may_go_on(faults, whole, tmp_path):

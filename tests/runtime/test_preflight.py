@@ -15,7 +15,7 @@ import pytest
 from rlhf_jax import configs
 from rlhf_jax.__main__ import main
 from rlhf_jax.model import transformer
-from rlhf_jax.runtime import abstract, advice, chips, layout, meshes, preflight, search
+from rlhf_jax.runtime import abstract, advice, aot, chips, layout, meshes, preflight, search
 from rlhf_jax.runtime import experiment as experiments
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -231,10 +231,56 @@ def test_the_mesh_is_the_smallest_tensor_that_fits(made):
   assert layout.mesh_of(made(mesh=configs.Mesh(-1, 2, 2)), 8, 1e9)[0] == configs.Mesh(2, 2, 2)
 
 
-def test_mesh_axes_that_are_no_product_of_physical_ones():
+def test_mesh_axes_that_are_no_product_of_physical_ones(monkeypatch):
   """16 on a slice of 8x8x8, as devices of the CPU cannot show: the call must allow splitting."""
+  asked, make = [], meshes.mesh_utils.create_device_mesh
+  monkeypatch.setattr(meshes.mesh_utils, 'create_device_mesh',
+                      lambda *given, **named: asked.append(named) or make(*given, **named))
   mesh = meshes.make_mesh(configs.Mesh(1, 2, 4))
   assert dict(mesh.shape) == {'data': 1, 'fsdp': 2, 'tensor': 4}
+  assert asked == [{'allow_split_physical_axes': True}]
+
+
+def scoring(stage, kind, mesh=configs.Mesh()):
+  """FLOPs of the scoring phase, for a kind of device."""
+  where = chips.Topology('x', kind, 1, 1e12, 1e9, 1e9)
+  return preflight.cost(stage, where, mesh, layout.held(stage, mesh))['flops']['scoring']
+
+
+def test_float32_is_scored_once_more_where_a_tpu_is_compiled_for(made):
+  """This process is on a CPU all the same; with bfloat16 the policy is read again everywhere."""
+  stage = made()
+  here, there = scoring(stage, 'cpu'), scoring(stage, 'v5e')
+  assert stage.stage.model.compute == 'float32'
+  # Policy, reference, reward model and value model in the place of the last three.
+  assert 1.25 < there / here < 1.5
+
+
+@pytest.mark.parametrize(('topology', 'differs'), [('cpu:2', False), ('v5e:2x2', True)])
+def test_what_is_compiled_is_traced_for_the_platform(file, monkeypatch, topology, differs):
+  """The program itself; its compilation is another matter."""
+  asked = []
+
+  def program(*_):
+    asked.append(jax.default_backend())
+    raise configs.BadInput('enough')
+
+  monkeypatch.setattr(aot, 'program', program)
+  monkeypatch.setattr(aot, '_devices', lambda where: jax.devices()[:2])
+  with pytest.raises(configs.BadInput, match='enough'):
+    aot.compiled(str(file), {}, [], 'ppo', topology, [1, 2, 1], 'update', 0.0, None)
+  assert asked == ['tpu' if differs else 'cpu'] and jax.default_backend() != 'tpu'
+
+
+def test_rows_of_a_reward_step_are_completions(made):
+  """`run` takes a microbatch that the mesh does not divide if its completions are divided."""
+  stage = made('reward', microbatch=2)
+  assert layout.held(stage, configs.Mesh(1, 4, 1)) is not None
+  assert layout.held(stage, configs.Mesh(1, 8, 1)) is None
+  # Prompts are read again for every completion there, so the step is dearer.
+  counts = [preflight.cost(stage, chips.topology(f'cpu:{n}'), mesh, layout.held(stage, mesh))[
+    'flops_total'] for n, mesh in ((1, configs.Mesh()), (4, configs.Mesh(1, 4, 1)))]
+  assert counts[1] > 1.2 * counts[0]
 
 
 def test_the_vocabulary_of_a_tokenizer_to_be_trained(made):

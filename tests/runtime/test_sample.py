@@ -65,6 +65,19 @@ def test_reward_and_kl_where_those_models_exist(place):
   assert sft.kl is None and sft.reward is not None
 
 
+def test_a_foreign_folder_in_the_workdir_is_no_hindrance(place):
+  """As `export --out DIR/exported` leaves one."""
+  foreign = place.workdir / 'exported' / 'config.json'
+  foreign.parent.mkdir()
+  foreign.write_text(json.dumps({'architectures': ['LlamaForCausalLM'], 'model_type': 'llama'}))
+  try:
+    sft, = sample.sample(place, 'sft', 'one two')
+    assert sft.reward is not None
+  finally:
+    foreign.unlink()
+    foreign.parent.rmdir()
+
+
 def test_without_a_prompt_the_runs_own_or_stdin(place, monkeypatch):
   assert [one.prompt for one in sample.sample(place, 'same', count=2)] == PROMPTS[:2]
   assert [one.prompt for one in sample.sample(place, 'cut')] == [

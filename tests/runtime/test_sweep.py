@@ -185,6 +185,24 @@ def test_a_killed_point_ends_as_if_it_never_stopped(swept, begun, file, monkeypa
   assert one == other
 
 
+def test_a_point_begun_with_other_data_stops_the_sweep(begun, file, monkeypatch):
+  def stop(self, step, row, show=sweep.Board.progress):
+    if step == 3:
+      raise KeyboardInterrupt
+  with monkeypatch.context() as patch:
+    patch.setattr('rlhf_jax.runtime.board._Line.show', stop)
+    with pytest.raises(KeyboardInterrupt):
+      sweep.run(experiment.load(file), Place(begun), OPTIONS)
+  there = begun / POINTS[0] / 'inputs.json'
+  told = json.loads(there.read_text())
+  assert {'prompts.0', 'pretraining.0', 'evaluation_prompts.0'} < told['sha256'].keys()
+  told['sha256']['prompts.0'] = 'another'
+  there.write_text(json.dumps(told))
+  with pytest.raises(BadInput, match=r'was begun with other data: the content of prompts\.0'):
+    sweep.run(experiment.load(file), Place(begun), OPTIONS)
+  assert not (begun / POINTS[0] / 'failed.json').exists()
+
+
 def test_points_as_jobs_of_their_own_write_the_same(swept, begun, file):
   """In any order; the last of them writes the tables."""
   for name in POINTS[::-1]:
@@ -195,6 +213,14 @@ def test_points_as_jobs_of_their_own_write_the_same(swept, begun, file):
   tables = [pyarrow.parquet.read_table(w / 'sweep.parquet') for w in (swept[0], begun)]
   kept = [name for name in tables[0].column_names if timeless({name: 0})]
   assert tables[0].select(kept).equals(tables[1].select(kept))
+
+
+def test_a_line_in_the_making_keeps_no_other_job_from_its_end(swept, tmp_path):
+  metrics = (swept[0] / POINTS[0] / 'metrics.jsonl').read_bytes()
+  (tmp_path / POINTS[0]).mkdir()
+  (tmp_path / POINTS[0] / 'metrics.jsonl').write_bytes(metrics + b'{"step": 7, "k')
+  point = grid.Point(POINTS[0], {}, configs.PPO())
+  assert [row['step'] for row in sweep.tables.read(tmp_path, point, '').metrics] == [*range(1, 7)]
 
 
 def test_a_new_value_runs_what_is_new(swept, file, tmp_path, monkeypatch):
@@ -343,6 +369,44 @@ def test_a_second_reward_model_stands_in_for_a_judge(begun, file):
   assert 'hallucination_rate' not in row
   told = json.loads((begun / 'sweep.json').read_text())
   assert told['judge'] == 'second reward model'
+
+
+def test_a_sweep_on_model_folders_makes_no_run_and_knows_their_models(begun, file, monkeypatch):
+  """A folder's path says nothing of what is in it; no run named would be all runs of the file."""
+  monkeypatch.setattr(loop, 'run_file', None)
+  folders = file.with_name('folders.py')
+  folders.write_text(FILE.replace("policy='sft', reward='reward'",
+                                  f"policy='{begun}/sft', reward='{begun}/reward'"))
+  read = experiment.load(folders)
+  points = grid.points(read)
+
+  def start():
+    work = sweep._Sweep(read, points, Place(begun), OPTIONS)
+    work.prepare([])
+    return work.start_of(points[POINTS[0]]), work._of(points[POINTS[0]])
+
+  found = [start()]
+  for name in ('sft', 'reward'):
+    config = begun / name / 'config.json'
+    config.write_text(json.dumps(json.loads(config.read_text()) | {'hash': 'another'}))
+    found.append(start())
+  (one, one_of), (two, two_of), (three, three_of) = found
+  assert one != two == three
+  assert one_of != two_of != three_of
+  assert sweep.run(read, Place(begun), OPTIONS, only=POINTS[0]) == {}
+  assert not (begun / 'ppo').exists()
+
+
+@pytest.mark.parametrize(('options', 'replaced', 'advice'), [
+  ([('ppo.gae_lambda', '0.5')], ('', ''), r'--ppo\.gae_lambda 0\.95$'),
+  ([], ('(0.0, 0.3)', '(0.0, 0.3000001)'), r'put back kl_coef 0\.3 in sweep\.grid$')])
+def test_another_configuration_is_told_with_options_that_a_sweep_takes(
+    swept, file, options, replaced, advice):
+  other = file.with_name('other.py')
+  other.write_text(FILE.replace(*replaced) if options == [] else FILE)
+  changed = overrides.apply(experiment.load(other), options)
+  with pytest.raises(BadInput, match=advice):
+    sweep.run(changed, Place(swept[0]), OPTIONS)
 
 
 def test_no_evaluation_prompts(begun, file):

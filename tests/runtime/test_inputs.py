@@ -1,0 +1,121 @@
+"""What a run was begun with is what it goes on with."""
+
+import dataclasses
+import json
+import pathlib
+
+import pytest
+
+from rlhf_jax import configs
+from rlhf_jax.data.builders import Place
+from rlhf_jax.runtime import inputs, loop, workdir
+from rlhf_jax.runtime.experiment import Experiment
+
+TEXT = configs.Source(files=('a.jsonl', 'b.jsonl'))
+
+
+@pytest.fixture
+def data(tmp_path):
+  """(name, word) -> a --data folder whose text is about the word."""
+  def make(name, word):
+    folder = tmp_path / name
+    folder.mkdir()
+    for file in ('a.jsonl', 'b.jsonl'):
+      (folder / file).write_text(''.join(
+        json.dumps({'text': f'{word} {file} {number}'}) + '\n' for number in range(9)))
+    return folder
+
+  return make
+
+
+@pytest.fixture
+def begun(tmp_path):
+  """The folder of a run that has done something."""
+  (tmp_path / 'w' / 'gpt' / 'checkpoints').mkdir(parents=True)
+  return tmp_path / 'w' / 'gpt'
+
+
+def at(folder, data):
+  return Place(folder.parent, data)
+
+
+def test_other_content_under_the_same_names_is_refused(data, begun):
+  config = configs.Language(data=(TEXT,))
+  one, same, other = data('one', 'cat'), data('same', 'cat'), data('other', 'dog')
+  inputs.settle(begun, config, at(begun, one))
+  inputs.settle(begun, config, at(begun, same))
+  with pytest.raises(configs.BadInput) as told:
+    inputs.settle(begun, config, at(begun, other))
+  assert 'data.0 (a.jsonl, b.jsonl)' in str(told.value)
+  assert f'--data {one}, or take another --workdir' in str(told.value)
+  (one / 'b.jsonl').write_text('{"text": "changed in place"}\n')
+  with pytest.raises(configs.BadInput, match='give the old content back, or take'):
+    inputs.settle(begun, config, at(begun, one))
+
+
+def test_a_run_without_work_or_from_before_there_was_the_file_takes_any(data, begun):
+  config, one, other = configs.Language(data=(TEXT,)), data('one', 'cat'), data('other', 'dog')
+  inputs.settle(begun, config, at(begun, one))
+  (begun / 'checkpoints').rmdir()
+  inputs.settle(begun, config, at(begun, other))
+  assert workdir.read_json(begun / 'inputs.json')['data'] == str(other)
+  (begun / 'checkpoints').mkdir()
+  (begun / 'inputs.json').unlink()
+  inputs.settle(begun, config, at(begun, one))
+  with pytest.raises(inputs.Changed):
+    inputs.settle(begun, config, at(begun, other))
+
+
+def test_what_else_a_run_reads(data, begun, tmp_path, monkeypatch):
+  """A tokenizer's file, a reader's code, what a function makes, what a parent has left."""
+  monkeypatch.chdir(tmp_path)
+  one = data('one', 'cat')
+  (one / 'tokenizer.json').write_text('{}')
+  reader, maker = (tmp_path / name for name in ('reader.py', 'maker.py'))
+  reader.write_text('def read(path, kind, split):\n  yield {"text": "a"}\n')
+  maker.write_text('from rlhf_jax.data.records import Text\n'
+                   'def make(split, size, seed):\n  yield Text("a")\n')
+  rankings = begun.parent / 'collected' / 'rankings.jsonl'
+  rankings.parent.mkdir()
+  rankings.write_text('{}')
+  language = configs.Language(
+    tokenizer=configs.Tokenizer(file='tokenizer.json'),
+    data=(dataclasses.replace(TEXT, reader='reader.py:read'), configs.Source(make='maker.py:make')))
+  reward = configs.Reward(data='collected', init_from='gpt')
+  changes = [
+    (language, one / 'tokenizer.json', r'tokenizer\.file \(tokenizer\.json\)'),
+    (language, reader, r'data\.0 \(a\.jsonl, b\.jsonl, read by reader\.py:read\)'),
+    (language, maker, r'data\.1 \(maker\.py:make\)'),
+    (reward, rankings, r'data: rankings\.jsonl \(collected/rankings\.jsonl\)')]
+  for config, file, named in changes:
+    (begun / 'inputs.json').unlink(missing_ok=True)
+    inputs.settle(begun, config, at(begun, one))
+    before = file.read_text()
+    file.write_text(before.replace('"a"', '"b"') if '"a"' in before else before + ' ')
+    inputs.records._module_of_file.cache_clear()
+    with pytest.raises(inputs.Changed, match=f'the content of {named} differs'):
+      inputs.settle(begun, config, at(begun, one))
+    file.write_text(before)
+  (begun / 'inputs.json').unlink()
+  inputs.settle(begun, language, at(begun, one))
+  maker.write_text(maker.read_text() + '# other code, the same records\n')
+  inputs.settle(begun, language, at(begun, one))
+
+
+def test_a_stopped_run_refuses_other_data_before_its_next_step(faults, data, tmp_path):
+  """And builds none of it."""
+  one, other = data('one', 'cat'), data('other', 'dog')
+  read = Experiment(pathlib.Path('e.py'), {'gpt': configs.Language(
+    data=(TEXT,), steps=6, evaluate_every=3)}, {})
+  run = lambda where: loop.run_file(read, [], Place(tmp_path / 'w', where),
+                                    loop.Options(checkpoint_seconds=0.0))
+  faults.batch = {4: KeyboardInterrupt('killed')}
+  with pytest.raises(KeyboardInterrupt):
+    run(one)
+  faults.batch = {}
+  metrics = (tmp_path / 'w' / 'gpt' / 'metrics.jsonl').read_bytes()
+  with pytest.raises(configs.BadInput, match=r'gpt was begun with other data'):
+    run(other)
+  assert (tmp_path / 'w' / 'gpt' / 'metrics.jsonl').read_bytes() == metrics
+  assert run(one)['runs']['gpt']['loss'] > 0
+  assert run(other)['runs']['gpt']['loss'] > 0  # it is finished
