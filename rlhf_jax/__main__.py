@@ -147,11 +147,11 @@ def _sweep(options: argparse.Namespace, overridden: list[tuple[str, str]],
       return 0
     sweeping.error('the following arguments are required: FILE')
   experiment = overrides.apply(experiments.load(options.file), overridden)
-  points = grid.points(experiment)
   if options.help:
     sweeping.print_help()
     print(overrides.explain(experiment))
     return 0
+  points = grid.points(experiment)
   grid.check_overrides(experiment, [path for path, _ in overridden])
   if options.list:
     print('\n'.join(points))

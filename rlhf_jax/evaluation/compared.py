@@ -1,8 +1,8 @@
 """Variants of a sweep against each other, on the same seeds and the same prompts.
 
-In: the finished points of each variant. Out: differences with intervals that redraw seeds and
-prompts, each pair together, so that what all variants have in common cancels. Left out: what a
-variant is, and its own intervals (study.py).
+In: the finished points of each variant. Out: differences with intervals over seeds and prompts,
+each pair together, so that what all variants have in common cancels. Left out: what a variant is,
+and its own intervals (study.py).
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -19,6 +19,7 @@ from rlhf_jax.evaluation import intervals
 RESAMPLES = 1000
 LEAST = 4  # points that two coefficients are fitted to
 CURVE = 40  # places at which curves over √KL are told
+WIDE = 10.0  # an interval that goes beyond so many times the estimate is told by resamples instead
 
 
 def curve(form: str, d: np.ndarray, alpha: float, beta: float) -> np.ndarray:
@@ -56,9 +57,9 @@ def fit(form: str, kl: np.ndarray, score: np.ndarray, seeds: Sequence[int]
     {'form', 'alpha', 'alpha_ci', 'beta', 'beta_ci', 'r2', 'points', 'prompts', 'seeds', 'peak',
     'farthest'}; None for fewer than LEAST points away from the start, or all at one distance.
     R² is centred, None where all scores are alike. 'peak' is None or
-    {'d', 'd_ci', 'score', 'score_ci', 'reached', 'share'}: the upper end of d_ci is None where some
-    resamples have no maximum, 'reached' says whether d* was gone beyond, 'share' is that of the
-    resamples, of seeds and prompts both, whose maximum was.
+    {'d', 'd_ci', 'score', 'score_ci', 'reached', 'share'}: the upper end of d_ci is None where more
+    than 2.5 % of the resamples have no maximum, 'reached' says whether d* was gone beyond, 'share'
+    is that of the resamples, of seeds and prompts both, whose maximum was.
   """
   kl, score, seeds = np.asarray(kl, float), np.asarray(score, float), np.asarray(seeds)
   d, mean = _distance(kl.mean(axis=1)), score.mean(axis=1)
@@ -166,14 +167,21 @@ def _places(form: str, alphas: np.ndarray, betas: np.ndarray) -> tuple[np.ndarra
 
 def _peak(form: str, alpha: float, beta: float, found: Mapping[str, Any], told: Any,
           farthest: float) -> dict[str, Any] | None:
-  """Where the fitted curve turns, see `fit`; its place has an interval by its logarithm."""
+  """Where the fitted curve turns, see `fit`."""
   here = peak(form, alpha, beta)
   if here is None:
     return None
-  places = {name: _places(form, *pairs)[0] for name, pairs in found.items()}
-  logs = told(np.log(here[0]), lambda alphas, betas: np.log(_places(form, alphas, betas)[0]))
-  turns = np.isfinite(np.concatenate([places['seeds'], places['prompts']])).mean() > 0.975
-  return {'d': here[0], 'd_ci': [float(np.exp(logs[0])), float(np.exp(logs[1])) if turns else None],
-          'score': here[1],
-          'score_ci': told(here[1], lambda alphas, betas: _places(form, alphas, betas)[1]),
-          'reached': bool(here[0] < farthest), 'share': float(np.mean(places['both'] < farthest))}
+  places, heights = _places(form, *found['both'])
+  ends = []
+  for index, both in enumerate((places, heights)):
+    # By logarithms: both are positive, and exponentials of α/β.
+    log = lambda alphas, betas, index=index: np.log(_places(form, alphas, betas)[index])
+    logs = told(np.log(here[index]), log)
+    if np.isfinite(places).mean() > 0.975 and logs[1] - logs[0] < 2 * np.log(WIDE):
+      ends.append([float(np.exp(end)) for end in logs])
+    else:  # where some never turn, or nearly so, no variance tells anything
+      some = both[~np.isnan(both)]
+      low, high = np.quantile(some, [0.025, 0.975], method='nearest')
+      ends.append([float(low), float(high) if np.isfinite(high) else None])
+  return {'d': here[0], 'd_ci': ends[0], 'score': here[1], 'score_ci': ends[1],
+          'reached': bool(here[0] < farthest), 'share': float(np.mean(places < farthest))}

@@ -144,13 +144,20 @@ def unhealthy(point: Made) -> list[str]:
 
 
 def recommended(variants: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-  """The variant whose win rate has the highest lower bound, and that of every family."""
+  """The variant whose win rate has the highest lower bound, and that of every family; of those with
+  the most finished seeds, since an interval of one seed knows nothing of others.
+  """
   told = [one for one in variants if 'win_rate' in one['measures']]
   if not told:
     return None
-  bound = lambda one: one['measures']['win_rate']['low']
-  best = lambda some: {key: max(some, key=bound)[key] for key in ('label', 'family', 'beta')} | {
-    'win_rate': max(some, key=bound)['measures']['win_rate']}
+
+  def best(some):
+    most = max(len(one['finished']) for one in some)
+    top = max((one for one in some if len(one['finished']) == most),
+              key=lambda one: one['measures']['win_rate']['low'])
+    return {key: top[key] for key in ('label', 'family', 'beta')} | {
+      'win_rate': top['measures']['win_rate']}
+
   families = dict.fromkeys(one['family'] for one in told)
   return best(told) | {'by_family': {family: best(
     [one for one in told if one['family'] == family]) for family in families}}
@@ -275,7 +282,7 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
 
 def _unit(start: Mapping[str, Any]) -> float:
   """What one of its reward model's units is of the judge's; 1 where there is no such number."""
-  return start.get('gold_units') or 1.0
+  return max(start.get('gold_units') or 0.0, 0.0) or 1.0  # before 2026-11-30 it might be negative
 
 
 def _begun(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]

@@ -177,8 +177,8 @@ def _paired(contents: Contents, one: str, other: str, value: Callable[[Any], flo
             ) -> tuple[float, list[float]] | None:
   """What `one` has more than `other` on the prompts of both, and its interval over prompts."""
   rows = contents.of_kind('Evaluate')[-1].evaluations
-  found = [{row.get('id'): value(row.get('judgement') or {}) for row in rows.get(name, [])}
-           for name in (one, other)]
+  found = [{row['id']: value(row.get('judgement') or {}) for row in rows.get(name, [])
+            if row.get('id') is not None} for name in (one, other)]
   both = [(found[0][key], found[1][key]) for key in found[0] if key in found[1]]
   mean, ends = agreement.ratio_interval([a - b for a, b in both if None not in (a, b)])
   return None if mean is None else (mean, ends)

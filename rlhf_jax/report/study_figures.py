@@ -97,7 +97,7 @@ def _best_of_n(axes: matplotlib.axes.Axes, start: Mapping[str, Any] | None, name
   rows = (start or {}).get('best_of_n') or []
   if not rows or rows[0].get(name) is None:
     return
-  scale = max(start.get('gold_units') or 1.0, 0.0) or 1.0 if name == 'proxy' else 1.0
+  scale = max(start.get('gold_units') or 0.0, 0.0) or 1.0 if name == 'proxy' else 1.0
   d = np.sqrt([row['kl'] for row in rows])
   middle = scale * np.array([row[name] - rows[0][name] for row in rows])
   bars = None

@@ -45,6 +45,9 @@ def make(experiment: experiments.Experiment, name: str, data: Path | None = None
   if type(config) not in loop.STAGES:
     raise configs.BadInput(f'{experiment.where(name)} is of the kind {type(config).__name__}: '
                            'only runs that train can be compiled')
+  if isinstance(config, configs.Reward) and not config.k_max:
+    raise configs.BadInput(f'{experiment.where(name, "k_max")} is 0 (as many completions as the '
+                           f'data has): without data name a number, --{name}.k_max 9')
   parents: dict[str, Parent] = {}
   for run in needed:
     if type(experiment.runs[run]) in loop.STAGES:
@@ -69,6 +72,8 @@ def traced_for(kind: str) -> Iterator[None]:
 def _make(experiment: experiments.Experiment, name: str, made: dict[str, Parent],
           data: Path | None) -> Abstract:
   config = _with_vocabulary(experiment.runs[name])
+  if isinstance(config, configs.Reward) and not config.k_max:
+    config = dataclasses.replace(config, k_max=2)  # a parent, whose weights do not depend on it
   parents = {role: made[run] for role, run in experiments.references(config).items() if run in made}
   parents |= {role: _folder(sources.locate(folder, sources.Place(Path(), data, False)))
               for role, folder in experiments.folders(config).items()}

@@ -5,7 +5,7 @@ DIR/RUN/inputs.json, hashes of the content of all that a run trains on, and BadI
 would go on with other content: file names, which are what config.json knows, stay the same under
 another --data.
 Left out: runs that train nothing, whose pieces know what they are pieces of; the weights of parents
-and model folders (config.json).
+and model folders (config.json); demonstrations that a Reward run reads by its parent's config.
 """
 
 import dataclasses
@@ -72,7 +72,8 @@ def _settled(folder: Path, config: configs.Run, place: Place) -> str:
   before = there.get('data', '')
   back = f' with --data {before}' if before not in ('', data) else ''
   return (f'{folder} was begun with other data: the content of {", ".join(changed)} differs; give '
-          f'the old content back{back}, or take another --workdir')
+          f'the old content back{back}, or take another --workdir; if the records are the same '
+          f'after all, remove {file}')
 
 
 def _hashes(folder: Path, config: configs.Run, place: Place) -> dict[str, tuple[str, str]]:
@@ -89,7 +90,9 @@ def _hashes(folder: Path, config: configs.Run, place: Place) -> dict[str, tuple[
     found[name] = (of, _hash(files, code))
   given = getattr(config, 'tokenizer', None)
   if given is not None and given.file and not config.init_from:
-    found['tokenizer.file'] = (given.file, _hash([sources.locate(given.file, place)]))
+    file = sources.locate(given.file, place)
+    if file.is_file():  # else the stage tells
+      found['tokenizer.file'] = (given.file, _hash([file]))
   for role, run in experiments.references(config).items():
     for name in OF_PARENTS:
       path = folder.parent / run / name

@@ -122,12 +122,13 @@ def _prompts(config: configs.Language | configs.PPO | None, tokenizer: Tokenizer
              place: builders.Place, count: int) -> list[str]:
   """The first of the run's own prompts, of its demonstrations, or the lines of stdin.
 
-  The run's own are as it saw them: cut where it cuts.
+  The run's own are as it saw them: cut where it cuts, without those it could not read.
   """
   sources = () if config is None else (
     config.prompts or tuple(s for s in getattr(config, 'data', ()) if s.kind != 'text'))
   if sources:
-    found, _ = builders.read_prompts(sources, tokenizer, place, builders.Limits.like(config))
+    found, _ = builders.read_prompts(sources, tokenizer, dataclasses.replace(
+      place, skip_bad_rows=True), builders.Limits.like(config))
     return [record.prompt for record in found[:count]]
   lines = [] if sys.stdin.isatty() else [line.rstrip('\n') for line in sys.stdin]
   if not lines:

@@ -289,7 +289,7 @@ def test_bad_input(made, tmp_path, monkeypatch, changes, message):
   if 'rankings' in changes:
     changes = changes | {'models': {'sft': MODELS['sft']}, 'text': ()}
   if not changes:  # ids of one vocabulary mean nothing to a model of another
-    other = types.SimpleNamespace(json='another', encode=len)
+    other = types.SimpleNamespace(json='{"model": "another"}', encode=lambda text: [])
     parents = parents | {'models.gpt': types.SimpleNamespace(
       **vars(parents['models.gpt']) | {'tokenizer': other})}
   with pytest.raises(configs.BadInput, match=message):

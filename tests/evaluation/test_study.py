@@ -78,6 +78,15 @@ def test_a_variant_is_all_that_differs_by_seed_alone():
   assert told['points']['d']['unhealthy'] == ['it was NaN']
 
 
+def test_one_seed_is_not_recommended_over_two():
+  """Its interval, over prompts alone, is the narrower."""
+  alone, both = ({'label': name, 'family': name, 'beta': 0.1, 'finished': ['x'] * seeds,
+                  'measures': {'win_rate': {'low': low}}}
+                 for name, seeds, low in (('alone', 1, 0.6), ('both', 2, 0.4)))
+  found = study.recommended([alone, both])
+  assert found['label'] == 'both' and list(found['by_family']) == ['alone', 'both']
+
+
 def test_rates_are_over_the_prompts_to_which_they_apply():
   rows = [row(hallucination=index < 3) if index < 12 else row() for index in range(PROMPTS)]
   told = study.variant([made(evaluations={4: rows}), made('b', 1, evaluations={4: rows})],

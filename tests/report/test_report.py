@@ -390,6 +390,15 @@ def test_what_intervals_leave_open_is_neither_true_nor_false(tmp_path):
   assert page.count('the intervals leave it open') == 4  # at temperature 0.5 too
 
 
+def test_rows_without_ids_decide_nothing(tmp_path):
+  folder = made_up(tmp_path)
+  for path in (folder / 'evaluation' / 'evaluations').glob('*.jsonl'):
+    rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
+    lines(path, [{key: value for key, value in row.items() if key != 'id'} for row in rows])
+  told = {claim.text.split(':')[0]: claim for claim in findings.claims(contents.read(folder))}
+  assert told['ppo_ptx wins more than sft_best_of_4'].holds is None
+
+
 def test_without_a_judge_nobody_is_called_better(tmp_path):
   """The reward model's own view of what was trained to please it is no preference."""
   folder = made_up(tmp_path)

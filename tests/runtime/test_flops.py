@@ -22,8 +22,9 @@ def made(name, **changes):
   model = dataclasses.replace(MODEL, **changes.pop('model', {}))
   runs = {
     'gpt': configs.Language(model=model, batch=4, length=24, steps=5),
-    'reward': configs.Reward(init_from='gpt', data=(), batch=2, k_max=3, prompt_length=10,
-                             response_length=6), 'ppo': PPO}
+    'reward': configs.Reward(init_from='gpt', data=(), batch=2, prompt_length=10,
+                             response_length=6, **{'k_max': 3} | changes.pop('reward', {})),
+    'ppo': PPO}
   runs[name] = dataclasses.replace(runs[name], **changes)
   return abstract.make(experiment.Experiment(pathlib.Path('x.py'), runs, {}), name)
 
@@ -122,6 +123,14 @@ def test_scanned_layers_compute_every_position():
            + forward(8, 16, 16) - forward(8, 16, 16, wanted=1))  # the reward model
   whole = counted(made('ppo', model={'scan': True}), 5)
   assert whole.total == pytest.approx(plain_ppo().total + saved, rel=1e-6)
+
+
+def test_a_parent_with_as_many_completions_as_its_data_has():
+  """Its weights do not depend on their number; its own program does."""
+  found = made('ppo', reward={'k_max': 0})
+  assert counted(found, 5).total == plain_ppo().total
+  with pytest.raises(configs.BadInput, match=r'k_max is 0 .* --reward.k_max 9'):
+    made('reward', k_max=0)
 
 
 def test_recomputation_is_told_apart():

@@ -249,7 +249,7 @@ def test_one_that_is_told_to_stop_tells_the_others(environment, tmp_path):
 
 @pytest.mark.parametrize(('mesh', 'message'), [
   ('1,1,1', 'leaves 1 of 2 processes without a device: take all 2 devices'),
-  ('3,1,1', 'needs 3 devices, there are 2'), ('2,1', "--mesh: '2,1' is not int,int,int")])
+  ('3,1,1', 'needs 3 devices, there are 2'), ('2,1', "--mesh: '2,1' is not D,F,T")])
 def test_a_mesh_that_cannot_be_is_bad_input(environment, tmp_path, mesh, message):
   process = start(environment, tmp_path, ENDLESS, mesh, 2)
   said, _ = process.communicate(timeout=120)
