@@ -45,7 +45,9 @@ def test_ctrl_c_interrupts_a_process_once(tmp_path, group, heard):
   """The terminal signals the whole group; a second SIGINT would end a process unsaved."""
   process = subprocess.Popen(
     ['bash', 'launch/local_processes.sh', '2', '--', sys.executable, '-c', HEARS, str(tmp_path)],
-    cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
+    cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL,
+    # bash sets no trap for a signal that was ignored when it began, as a job's in the background is.
+    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
   files = [tmp_path / '0', tmp_path / '1']
   deadline = time.monotonic() + 60
   while not all(file.exists() and file.read_text() for file in files):
