@@ -24,6 +24,12 @@ time.sleep(1)
 file.write_text(' '.join(sorted(heard)))
 sys.exit(143)
 """
+# bash sets no trap for a signal that was ignored when it began, as in a job in the background.
+HEARING = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.SIG_DFL)
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
 
 
 @pytest.fixture
@@ -44,10 +50,8 @@ def stub(tmp_path):
 def test_ctrl_c_interrupts_a_process_once(tmp_path, group, heard):
   """The terminal signals the whole group; a second SIGINT would end a process unsaved."""
   process = subprocess.Popen(
-    ['bash', 'launch/local_processes.sh', '2', '--', sys.executable, '-c', HEARS, str(tmp_path)],
-    cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL,
-    # bash sets no trap for a signal that was ignored when it began, as a job's in the background is.
-    preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    [sys.executable, '-c', HEARING, 'bash', 'launch/local_processes.sh', '2', '--', sys.executable,
+     '-c', HEARS, str(tmp_path)], cwd=ROOT, start_new_session=True, stderr=subprocess.DEVNULL)
   files = [tmp_path / '0', tmp_path / '1']
   deadline = time.monotonic() + 60
   while not all(file.exists() and file.read_text() for file in files):
