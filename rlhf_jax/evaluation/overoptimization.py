@@ -57,9 +57,9 @@ def fit(form: str, kl: np.ndarray, score: np.ndarray, seeds: Sequence[int]
     {'form', 'alpha', 'alpha_ci', 'beta', 'beta_ci', 'r2', 'points', 'prompts', 'seeds', 'peak',
     'farthest'}; None for fewer than LEAST points away from the start, or all at one distance.
     R² is centred, None where all scores are alike. 'peak' is None or
-    {'d', 'd_ci', 'score', 'score_ci', 'reached', 'share'}: the upper end of d_ci is None where more
-    than 2.5 % of the resamples have no maximum, 'reached' says whether d* was gone beyond, 'share'
-    is that of the resamples, of seeds and prompts both, whose maximum was.
+    {'d', 'd_ci', 'score', 'score_ci', 'reached', 'share'}: an upper end is None where more than
+    2.5 % of the resamples have no maximum, or one beyond all measure, 'reached' says whether d* was
+    gone beyond, 'share' is that of the resamples, of seeds and prompts both, whose maximum was.
   """
   kl, score, seeds = np.asarray(kl, float), np.asarray(score, float), np.asarray(seeds)
   d, mean = _distance(kl.mean(axis=1)), score.mean(axis=1)
@@ -182,6 +182,6 @@ def _peak(form: str, alpha: float, beta: float, found: Mapping[str, Any], told: 
     else:  # where some never turn, or nearly so, no variance tells anything
       some = both[~np.isnan(both)]
       low, high = np.quantile(some, [0.025, 0.975], method='nearest')
-      ends.append([float(low), float(high) if np.isfinite(high) else None])
+      ends.append([float(low), float(high) if high < WIDE**2 * here[index] else None])
   return {'d': here[0], 'd_ci': ends[0], 'score': here[1], 'score_ci': ends[1],
           'reached': bool(here[0] < farthest), 'share': float(np.mean(places < farthest))}
