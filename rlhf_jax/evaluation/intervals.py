@@ -43,7 +43,7 @@ def two_way(values: np.ndarray) -> tuple[float | None, list[float] | None]:
     parts = [(over_seeds, few), (over_prompts, many)]
     low, high = _ends(mean, [(float(square) / count, free) for square, free in parts if free > 0])
   else:
-    # Neither can be less than what the rest leaves of it.
+    # Neither part can be negative: seeds that seem to differ by less than the rest count as it.
     seeds = max(over_seeds, rest)
     parts = [(float(seeds) / count, few), (max(float(over_prompts - rest), 0.0) / count, many)]
     low, high = _ends(mean, parts)

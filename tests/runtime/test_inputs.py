@@ -56,6 +56,7 @@ def test_other_content_under_the_same_names_is_refused(data, begun):
 def test_a_tokenizer_that_is_not_there_is_the_stages_to_tell(data, begun):
   missing = configs.Language(data=(TEXT,), tokenizer=configs.Tokenizer(file='nowhere.json'))
   inputs.settle(begun, missing, at(begun, data('one', 'cat')))
+  assert list(json.loads((begun / 'inputs.json').read_text())['sha256']) == ['data.0']
 
 
 def test_a_run_without_work_or_from_before_there_was_the_file_takes_any(data, begun):

@@ -317,8 +317,10 @@ def test_an_executable_that_another_job_removes_is_no_error(tmp_path, monkeypatc
 
   monkeypatch.setattr(pathlib.Path, 'read_bytes', raced)
   executables.drop_torn(tmp_path)
-  monkeypatch.setattr(pathlib.Path, 'glob', lambda *_: listed)
+  assert not any(file.exists() for file in listed)
+  monkeypatch.setattr(pathlib.Path, 'glob', lambda *_: listed)  # before both were removed
   executables.drop_torn(tmp_path)
+  assert not any(file.exists() for file in listed)
 
 
 def test_other_devices_give_the_same_numbers_and_may_go_on(faults, whole, tmp_path):
