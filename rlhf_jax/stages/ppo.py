@@ -24,6 +24,7 @@ from rlhf_jax.objectives import policy as objective
 from rlhf_jax.stages import stage, validation
 
 SHOWN = 4  # rollouts of an update that are written to samples.jsonl
+CACHED = ('cpu',)  # where rows are scored a minibatch at a time, which stays in the cache
 
 
 @flax.struct.dataclass
@@ -53,6 +54,11 @@ class Models:
 
 
 # ----- the update
+
+
+def rows_at_once(config: configs.PPO) -> int:
+  """How many rows are scored at a time; 0: all."""
+  return config.microbatch or config.minibatch * (jax.default_backend() in CACHED)
 
 
 def update(config: configs.PPO, models: Models, state: State, frozen: dict, batch: dict,
@@ -101,9 +107,9 @@ def scored(config: configs.PPO, models: Models, state: State, frozen: dict,
   """What the rows are worth: score, KL, reward a token, values, advantages; and metrics of it."""
   policy, length = models.policy, config.response_length
   rows = (rollout.tokens, rollout.valid)
-  logprobs_under = lambda params: sharding.in_pieces(
-    lambda piece: experience.response_logprobs(policy, params, *piece, length, config.temperature),
-    config.microbatch, rows)
+  read = lambda function: sharding.in_pieces(function, rows_at_once(config), rows)
+  logprobs_under = lambda params: read(lambda piece: experience.response_logprobs(
+    policy, params, *piece, length, config.temperature))
   logprobs = rollout.logprobs
   # Elsewhere a fresh forward pass differs, and the ratio needs it: chips round float32 products.
   if policy.compute != 'float32' or jax.default_backend() != 'cpu':
@@ -116,9 +122,7 @@ def scored(config: configs.PPO, models: Models, state: State, frozen: dict,
   rewards = objective.reward_per_token(score - config.no_eos_penalty * ~ended, kl, state.kl_coef,
                                        rollout.mask)
   value = sharding.cast_blocks(state.value.params, models.value.compute)
-  values = sharding.in_pieces(
-    lambda piece: experience.response_values(models.value, value, *piece, length),
-    config.microbatch, rows)
+  values = read(lambda piece: experience.response_values(models.value, value, *piece, length))
   advantages, returns = objective.gae(rewards, values, rollout.mask, config.discount,
                                       config.gae_lambda)
   if config.whiten:
@@ -329,8 +333,8 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
     if custom is not None:
       return custom(tokens, valid, mask)
     return sharding.in_pieces(
-      lambda piece: experience.scores(parents['reward'].model, params, *piece), config.microbatch,
-      (tokens, valid))
+      lambda piece: experience.scores(parents['reward'].model, params, *piece),
+      rows_at_once(config), (tokens, valid))
 
   models = Models(policy=policy, value=value, policy_axes=transformer.axes(policy), score=score,
                   eos=eos, pad=pad)
