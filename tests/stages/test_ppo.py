@@ -1,6 +1,7 @@
 """One PPO update against the paper's algorithm written out in numpy, and its rules one by one."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import configs
-from rlhf_jax.model import transformer
+from rlhf_jax.model import experience, transformer
 from rlhf_jax.stages import ppo, stage, validation
 
 
@@ -321,6 +322,29 @@ def test_microbatches_give_the_whole(base, pieces, drifted, tiny):
     assert tiny.far(getattr(state, name).params, getattr(whole, name).params) <= 1e-5
   for name in set(told) - {'samples', 'logprob_gap'}:
     np.testing.assert_allclose(metrics[name], told[name], rtol=1e-3, atol=1e-5, err_msg=name)
+
+
+def test_a_cpu_scores_a_minibatch_at_a_time(base, drifted, monkeypatch):
+  """Elsewhere all rows at once; what they are worth is the same."""
+  config, models, sizes = base.config, base.stage.update.args[1], []
+  rollout = jax.jit(functools.partial(ppo.roll_out, config, models))(
+    drifted.policy.params, base.batch['prompts'], base.key)
+
+  def response_values(model, params, tokens, *rest):
+    sizes.append(len(tokens))
+    return values(model, params, tokens, *rest)
+
+  values = experience.response_values
+  monkeypatch.setattr(experience, 'response_values', response_values)
+  score = lambda: jax.jit(lambda *given: ppo.scored(config, models, *given)[0])(
+    drifted, base.frozen, rollout)
+  pieces = score()
+  monkeypatch.setattr(ppo, 'CACHED', ())
+  whole = score()
+  assert sizes == [config.minibatch, config.episodes]
+  for name in ('score', 'kl', 'values', 'advantages', 'returns'):
+    np.testing.assert_allclose(getattr(pieces, name), getattr(whole, name), rtol=1e-4, atol=1e-5,
+                               err_msg=name)
 
 
 def test_the_controller_moves_beta_and_beta_is_state(pieces, drifted):
