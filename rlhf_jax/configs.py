@@ -177,7 +177,7 @@ class PPO:
   pretraining: tuple[Source, ...] = ()  # 'text' sources of the ptx gradient
   episodes: int = 512  # rollouts an update (paper: 512)
   minibatch: int = 64  # episodes a minibatch (paper: 64)
-  microbatch: int = 0  # episodes a gradient-accumulation piece, and scored at once; 0: a minibatch
+  microbatch: int = 0  # episodes a piece of training or scoring; 0: a minibatch (chips score all)
   epochs: int = 1  # passes over an update's episodes (paper: 1)
   updates: int = 500  # paper: 256k episodes / 512
   kl_coef: float = 0.02  # beta, per token (paper: 0.02, fixed)
