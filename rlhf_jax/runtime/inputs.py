@@ -3,14 +3,16 @@
 Enter: configs, a Place. Leave: BadInput for files and functions that are not there;
 DIR/RUN/inputs.json, hashes of the content of all that a run trains on, and BadInput for a run that
 would go on with other content: file names, which are what config.json knows, stay the same under
-another --data.
+another --data. A finished run is left as it is, and a warning says that its data is another now.
 Left out: runs that train nothing, whose pieces know what they are pieces of; the weights of parents
-and model folders (config.json); demonstrations that a Reward run reads by its parent's config.
+and model folders (config.json).
 """
 
+import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+import logging
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from rlhf_jax.runtime import workdir
 
 # What a parent's folder holds that this run reads, and that config.json knows nothing of.
 OF_PARENTS = ('model/tokenizer.json', 'rankings.jsonl')
+logger = logging.getLogger('rlhf_jax')
 
 
 class Changed(configs.BadInput):
@@ -34,7 +37,7 @@ def check(runs: Iterable[configs.Run], place: Place) -> None:
   """
   runs, found = list(runs), []
   for config in runs:
-    found += [source for _, source in _sources(config)]
+    found += [source for _, source in _read(config, place)]
     for field in dataclasses.fields(config):
       value = getattr(config, field.name)
       if field.name in ('judge', 'reward') and ':' in value:
@@ -54,19 +57,35 @@ def settle(folder: Path, config: configs.Run, place: Place) -> None:
     raise Changed(refused)
 
 
+def warn(name: str, config: configs.Run, place: Place) -> None:
+  """Says of a finished run that what it was trained on is not what is there now: runs that are made
+  from it would rest on the old data beside the new. Nothing if its files are gone; what a function
+  makes is not made for this.
+  """
+  folder, changed = place.workdir / name, []
+  if not (processes.first() and (folder / 'inputs.json').exists()):
+    return
+  with contextlib.suppress(configs.BadInput, OSError):
+    read = [item for item in _read(config, place) if not item[1].make]
+    changed = _changed(_hashes(folder, config, place, read),
+                       workdir.read_json(folder / 'inputs.json'))
+  if changed:
+    logger.warning('%s is finished, and was trained on other data: the content of %s differs. What '
+                   'is made from it now rests on the old; for the new, delete %s and what was made '
+                   'from it, or take another --workdir', name, ', '.join(changed), folder)
+
+
 def _settled(folder: Path, config: configs.Run, place: Place) -> str:
   """Why the run cannot go on with this data; '' if it can, and then it is written down."""
   file = folder / 'inputs.json'
   data = '' if place.data is None else str(store.absolute(place.data))
-  now = _hashes(folder, config, place)
+  now = _hashes(folder, config, place, _read(config, place))
   found = {name: hashed for name, (_, hashed) in now.items()}
   there = workdir.read_json(file) if workdir.holds_work(folder) else None
   if there is None:
     workdir.write_json(file, {'data': data, 'sha256': found})
     return ''
-  known = there.get('sha256', {})
-  changed = [f'{name} ({of})' for name, (of, hashed) in now.items()
-             if known.get(name, hashed) != hashed]
+  changed = _changed(now, there)
   if not changed:
     return ''
   before = there.get('data', '')
@@ -76,10 +95,20 @@ def _settled(folder: Path, config: configs.Run, place: Place) -> str:
           f'after all, remove {file}')
 
 
-def _hashes(folder: Path, config: configs.Run, place: Place) -> dict[str, tuple[str, str]]:
-  """What the run trains on: field -> (the files or the function, a hash of the content)."""
+def _changed(now: Mapping[str, tuple[str, str]], there: Mapping[str, Any]) -> list[str]:
+  """What of `now` differs from what inputs.json says; what it does not know counts as the same."""
+  known = there.get('sha256', {})
+  return [f'{name} ({of})' for name, (of, hashed) in now.items()
+          if known.get(name, hashed) != hashed]
+
+
+def _hashes(folder: Path, config: configs.Run, place: Place,
+            read: Iterable[tuple[str, configs.Source]]) -> dict[str, tuple[str, str]]:
+  """What the run trains on, of its sources those of `read`: field -> (the files or the function, a
+  hash of the content).
+  """
   found = {}
-  for name, source in _sources(config):
+  for name, source in read:
     files = sources.files(source, place)
     of, code = source.make or ', '.join(source.files), b''
     if not source.make:
@@ -108,6 +137,23 @@ def _sources(config: configs.Run) -> Iterator[tuple[str, configs.Source]]:
     for number, item in enumerate(value if isinstance(value, tuple) else ()):
       if isinstance(item, configs.Source):
         yield f'{field.name}.{number}', item
+
+
+def _read(config: configs.Run, place: Place) -> Iterator[tuple[str, configs.Source]]:
+  """Every source that a run reads: its own, and of a reward model those of the run whose
+  demonstrations it scores 0.
+  """
+  yield from _sources(config)
+  if not isinstance(config, configs.Reward):
+    return
+  role = 'demonstrations' if config.demonstrations else 'init_from'
+  run = getattr(config, role)
+  parent = builders.locate(run, place) if '/' in run else place.workdir / run
+  if (workdir.read_json(parent / 'config.json') or {}).get('kind') != 'Language':
+    return  # not begun yet, or a model of others
+  language = dict(_sources(workdir.config_of(parent)))
+  if any(source.kind == 'demonstrations' for source in language.values()):
+    yield from ((f'{role}: {name}', source) for name, source in language.items())
 
 
 def _hash(files: Iterable[Path], code: bytes = b'') -> str:

@@ -91,6 +91,8 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
       folder = place.workdir / name
       if name not in left:
         logger.info('%s: finished', name)
+        if left:
+          inputs.warn(name, experiment.runs[name], place)
         continue
       if name not in begun and processes.first():
         workdir.write_json(folder / 'config.json', described[name])

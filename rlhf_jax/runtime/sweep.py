@@ -145,6 +145,8 @@ class _Sweep:
         break
       except workdir.Busy:
         time.sleep(LOCK_SECONDS)
+    for name in bases if left else ():
+      inputs.warn(name, self.experiment.runs[name], place)
     described = loop.descriptions(self.experiment, bases, place)
     self.hashes = {name: described[name]['hash'] for name in bases} | {
       named: models.fingerprint(builders.locate(named, place)) for point in self.points.values()

@@ -22,7 +22,7 @@ from rlhf_jax.model import experience, responses, sharding, transformer
 from rlhf_jax.objectives import likelihood, ranking
 from rlhf_jax.stages import stage
 
-CENTRE_ROWS = 1024  # demonstrations at most whose mean score becomes 0
+CENTRE_ROWS = 4096  # demonstrations at most, from first to last, whose mean score becomes 0
 
 
 def _forward(model, length, params, batch):
@@ -126,7 +126,8 @@ def _evaluate(config, forward, heldout, state, frozen, step):
 def _finish(model, demonstrations, state, frozen):
   """Shifts the bias so that demonstrations score 0 on average (paper C.2): no pair knows of it."""
   count = min(len(demonstrations), CENTRE_ROWS)
-  rows = {k: np.stack([demonstrations[i][k] for i in range(count)]) for k in ('tokens', 'valid')}
+  chosen = [demonstrations[i * len(demonstrations) // count] for i in range(count)]
+  rows = {name: np.stack([row[name] for row in chosen]) for name in ('tokens', 'valid')}
   scores = responses.score_rows(model, state.model.params, rows['tokens'], rows['valid'], 128)
   mean = np.float32(scores.mean())
   head = state.model.params['head']

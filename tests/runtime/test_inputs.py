@@ -125,3 +125,66 @@ def test_a_stopped_run_refuses_other_data_before_its_next_step(faults, data, tmp
   assert (tmp_path / 'w' / 'gpt' / 'metrics.jsonl').read_bytes() == metrics
   assert run(one)['runs']['gpt']['loss'] > 0
   assert run(other)['runs']['gpt']['loss'] > 0  # it is finished
+
+
+def demonstrations_of(folder, word):
+  (folder / 'd.jsonl').write_text(json.dumps({'prompt': word, 'response': 'yes'}) + '\n')
+
+
+def test_a_reward_model_reads_the_demonstrations_of_its_parent(data, begun):
+  """Its own config does not name them."""
+  one = data('one', 'cat')
+  demonstrations_of(one, 'may cat run ?')
+  source = configs.Source(kind='demonstrations', files=('d.jsonl',))
+  sft = configs.Language(data=(source,), init_from='gpt')
+  folder = begun.parent / 'sft'
+  rankings = configs.Reward(data=(configs.Source(kind='rankings', files=('a.jsonl',)),),
+                            init_from='sft')
+  inputs.check([rankings], at(begun, one))  # no such run yet: nothing is known
+  workdir.write_json(folder / 'config.json', workdir.describe(sft, {}))
+  inputs.settle(begun, rankings, at(begun, one))
+  demonstrations_of(one, 'may dog run ?')
+  with pytest.raises(inputs.Changed, match=r'init_from: data\.0 \(d\.jsonl\)'):
+    inputs.settle(begun, rankings, at(begun, one))
+  named = dataclasses.replace(rankings, init_from='gpt', demonstrations='sft')
+  (begun / 'inputs.json').unlink()
+  inputs.settle(begun, named, at(begun, one))
+  assert 'demonstrations: data.0' in workdir.read_json(begun / 'inputs.json')['sha256']
+  (one / 'd.jsonl').unlink()
+  with pytest.raises(configs.BadInput, match=r'd\.jsonl'):
+    inputs.check([named], at(begun, one))
+
+
+def test_a_finished_run_on_other_data_is_told_beside_a_new_one(data, tmp_path, caplog):
+  one, other = data('one', 'cat'), data('other', 'dog')
+  first = configs.Language(data=(TEXT,), steps=2, evaluate_every=2)
+  second = dataclasses.replace(first, init_from='gpt')
+  read = Experiment(pathlib.Path('e.py'), {'gpt': first, 'more': second}, {})
+  run = lambda name, where: loop.run_file(read, [name], Place(tmp_path / 'w', where),
+                                          loop.Options())
+  run('gpt', one)
+  run('gpt', other)
+  assert 'other data' not in caplog.text  # nothing is made from it
+  run('more', other)
+  assert ('gpt is finished, and was trained on other data: the content of data.0 (a.jsonl, b.jsonl)'
+          ' differs. What is made from it now rests on the old; for the new, delete '
+          f'{tmp_path / "w" / "gpt"}') in caplog.text
+
+
+def test_nothing_is_said_of_a_finished_run_whose_data_is_gone_or_is_made(data, begun, tmp_path,
+                                                                        monkeypatch, caplog):
+  monkeypatch.chdir(tmp_path)
+  maker = tmp_path / 'maker.py'
+  maker.write_text('from rlhf_jax.data.records import Text\n'
+                   'def make(split, size, seed):\n  yield Text("a")\n')
+  config = configs.Language(data=(configs.Source(make='maker.py:make'), TEXT))
+  one = data('one', 'cat')
+  inputs.settle(begun, config, at(begun, one))
+  maker.write_text('def make(split, size, seed):\n  raise AssertionError("for a warning")\n')
+  inputs.warn('gpt', config, at(begun, one))
+  (one / 'a.jsonl').unlink()
+  inputs.warn('gpt', config, at(begun, one))
+  assert 'differs' not in caplog.text
+  (one / 'a.jsonl').write_text('')
+  inputs.warn('gpt', config, at(begun, one))
+  assert 'the content of data.1 (a.jsonl, b.jsonl) differs' in caplog.text

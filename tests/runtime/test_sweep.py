@@ -198,8 +198,11 @@ def test_a_point_begun_with_other_data_stops_the_sweep(begun, file, monkeypatch)
   assert {'prompts.0', 'pretraining.0', 'evaluation_prompts.0'} < told['sha256'].keys()
   told['sha256']['prompts.0'] = 'another'
   there.write_text(json.dumps(told))
+  looked_at = []
+  monkeypatch.setattr(sweep.inputs, 'warn', lambda name, *_: looked_at.append(name))
   with pytest.raises(BadInput, match=r'was begun with other data: the content of prompts\.0'):
     sweep.run(experiment.load(file), Place(begun), OPTIONS)
+  assert sorted(looked_at) == ['reward', 'sft']  # what the points are made from
   assert not (begun / POINTS[0] / 'failed.json').exists()
 
 

@@ -183,6 +183,20 @@ def test_finish_makes_demonstrations_score_zero(placed, tiny):
   assert tiny.far(same, state.model.params) == 0  # nothing but the bias moved
 
 
+def test_of_very_many_demonstrations_some_from_first_to_last_score_zero(placed, monkeypatch):
+  """Files are often sorted by where their rows come from."""
+  made, state, _, demonstrations, _ = placed
+  monkeypatch.setattr(reward, 'CENTRE_ROWS', 4)
+  rows = demonstrations['tokens'], demonstrations['valid']
+  places = [len(rows[0]) * quarter // 4 for quarter in range(4)]
+  assert places != [0, 1, 2, 3]
+  chosen = np.array([score_of(state.model.params, made.model, rows[0][place], rows[1][place])
+                     for place in places])
+  _, told = made.finish(state, {})
+  assert told['demonstrations'] == 4
+  np.testing.assert_allclose(told['demonstrations_mean_before'], chosen.mean(), rtol=1e-4)
+
+
 def test_evaluation_counts_heldout_pairs_once(placed):
   """Eleven prompts in batches of eight: what fills the last batch up is not counted."""
   made, state, ranked, _, _ = placed
