@@ -149,11 +149,12 @@ def _read(config: configs.Run, place: Place) -> Iterator[tuple[str, configs.Sour
   role = 'demonstrations' if config.demonstrations else 'init_from'
   run = getattr(config, role)
   parent = builders.locate(run, place) if '/' in run else place.workdir / run
-  if (workdir.read_json(parent / 'config.json') or {}).get('kind') != 'Language':
-    return  # not begun yet, or a model of others
-  language = dict(_sources(workdir.config_of(parent)))
-  if any(source.kind == 'demonstrations' for source in language.values()):
-    yield from ((f'{role}: {name}', source) for name, source in language.items())
+  if not (parent / 'finished.json').exists() or not isinstance(
+      language := workdir.config_of(parent), configs.Language):
+    return  # its config may change yet; or a model of others
+  read = dict(_sources(language))
+  if any(source.kind == 'demonstrations' for source in read.values()):
+    yield from ((f'{role}: {name}', source) for name, source in read.items())
 
 
 def _hash(files: Iterable[Path], code: bytes = b'') -> str:

@@ -141,7 +141,11 @@ def test_a_reward_model_reads_the_demonstrations_of_its_parent(data, begun):
   rankings = configs.Reward(data=(configs.Source(kind='rankings', files=('a.jsonl',)),),
                             init_from='sft')
   inputs.check([rankings], at(begun, one))  # no such run yet: nothing is known
+  stale = dataclasses.replace(sft, data=(dataclasses.replace(source, files=('gone.jsonl',)),))
+  workdir.write_json(folder / 'config.json', workdir.describe(stale, {}))
+  inputs.check([rankings], at(begun, one))  # it will be made with another config
   workdir.write_json(folder / 'config.json', workdir.describe(sft, {}))
+  workdir.write_json(folder / 'finished.json', {})
   inputs.settle(begun, rankings, at(begun, one))
   demonstrations_of(one, 'may dog run ?')
   with pytest.raises(inputs.Changed, match=r'init_from: data\.0 \(d\.jsonl\)'):
