@@ -188,13 +188,13 @@ def test_of_very_many_demonstrations_some_from_first_to_last_score_zero(placed, 
   made, state, _, demonstrations, _ = placed
   monkeypatch.setattr(reward, 'CENTRE_ROWS', 4)
   rows = demonstrations['tokens'], demonstrations['valid']
-  places = [len(rows[0]) * quarter // 4 for quarter in range(4)]
-  assert places != [0, 1, 2, 3]
-  chosen = np.array([score_of(state.model.params, made.model, rows[0][place], rows[1][place])
-                     for place in places])
+  each = np.array([score_of(state.model.params, made.model, *row)
+                   for row in zip(*rows, strict=True)])
+  wanted = np.mean([each[len(each) * quarter // 4] for quarter in range(4)])
+  assert abs(wanted - each[:4].mean()) > 1e-4
   _, told = made.finish(state, {})
   assert told['demonstrations'] == 4
-  np.testing.assert_allclose(told['demonstrations_mean_before'], chosen.mean(), rtol=1e-4)
+  np.testing.assert_allclose(told['demonstrations_mean_before'], wanted, atol=1e-5)
 
 
 def test_evaluation_counts_heldout_pairs_once(placed):
