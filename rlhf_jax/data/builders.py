@@ -163,13 +163,28 @@ def most_completions(data: Sequence[Source], place: Place) -> int:
 
 
 def tokenizer_for(config: configs.Tokenizer, data: Sequence[Source], place: Place, *,
-                  heldout: float = 0.0, seed: int = 0) -> Tokenizer:
+                  heldout: float = 0.0, seed: int = 0, most: int = 0) -> Tokenizer:
   """The tokenizer of a run that starts from nothing: read from a file, or trained once and kept.
 
   It is trained on what `build` with the same heldout and seed trains on, never on held-out text.
+
+  Args:
+    most: ids that the model has rows for (its `vocabulary`); 0: as many as there are.
+
+  Raises: BadInput for a tokenizer with more ids: the loss of a token without a row is infinite.
   """
-  if config.file:
-    return Tokenizer.from_file(sources.locate(config.file, place))
+  tokenizer = Tokenizer.from_file(sources.locate(config.file, place) if config.file else _trained(
+    config, data, place, heldout, seed))
+  if 0 < most < tokenizer.vocabulary:
+    lower = '' if config.file else f', or lower tokenizer.vocabulary ({config.vocabulary})'
+    raise BadInput(
+      f'model.vocabulary: expected at least {tokenizer.vocabulary}, as many as the tokenizer has '
+      f"ids, found {most}; raise it, leave it out (0 takes the tokenizer's){lower}")
+  return tokenizer
+
+
+def _trained(config, data, place, heldout, seed):
+  """The file of the tokenizer that is trained on `data`; trained if it is not there yet."""
   depends = {'format': _FORMAT, 'vocabulary': config.vocabulary, 'heldout': heldout, 'seed': seed}
   sources.require(data, place)
   path = place.workdir / 'data' / f'tokenizer-{_digest(data, place, depends)}.json'
@@ -178,7 +193,7 @@ def tokenizer_for(config: configs.Tokenizer, data: Sequence[Source], place: Plac
   elif not path.is_file():
     train, _ = split(read(data, place)[0], heldout, seed)
     Tokenizer.train(_texts(train), config.vocabulary).save(path)
-  return Tokenizer.from_file(path)
+  return path
 
 
 def _texts(records):

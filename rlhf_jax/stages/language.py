@@ -91,7 +91,7 @@ def _tokenizer(config, parents, place):
   if place is None:
     raise configs.BadInput('without a place to build data in, model.vocabulary must be given')
   return builders.tokenizer_for(config.tokenizer, config.data, place, heldout=config.heldout,
-                                seed=config.seed)
+                                seed=config.seed, most=config.model.vocabulary)
 
 
 def _model(config, parents, tokenizer):

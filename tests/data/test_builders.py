@@ -315,3 +315,19 @@ def test_prompts_for_sampling_are_cut_like_those_of_datasets(place, tokenizer):
   assert [(r.prompt, r.completions) for r in found] == [('ask 1.', ('a', 'b much longer than R'))]
   with pytest.raises(BadInput, match=r"prompts.jsonl:1: field 'prompt': expected at most 8 tokens"):
     builders.read_prompts(source('prompts'), tokenizer, place, Limits(prompt_length=8))
+
+
+def test_a_tokenizer_that_the_model_has_no_rows_for_is_refused(place):
+  """Its tokens would have an infinite loss, for which the learning rate would be blamed."""
+  trained = TokenizerConfig(vocabulary=300)
+  first = builders.tokenizer_for(trained, source('text'), place)
+  ids = first.vocabulary
+  assert builders.tokenizer_for(trained, source('text'), place, most=ids).json == first.json
+  with pytest.raises(BadInput) as told:
+    builders.tokenizer_for(trained, source('text'), place, most=ids - 1)
+  assert str(told.value) == (
+    f'model.vocabulary: expected at least {ids}, as many as the tokenizer has ids, found {ids - 1};'
+    " raise it, leave it out (0 takes the tokenizer's), or lower tokenizer.vocabulary (300)")
+  file = TokenizerConfig(file=str(next((place.workdir / 'data').glob('tokenizer-*.json'))))
+  with pytest.raises(BadInput, match=r"\(0 takes the tokenizer's\)$"):
+    builders.tokenizer_for(file, (), place, most=259)

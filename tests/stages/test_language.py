@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax import configs
+from rlhf_jax.data.builders import Place
 from rlhf_jax.model import transformer
 from rlhf_jax.stages import language, stage
 
@@ -227,6 +228,14 @@ def test_bad_sizes_are_refused(bench, tiny, change, word):
 def test_settings_that_mean_nothing_are_refused(tiny, wrong):
   with pytest.raises(configs.BadInput):
     language.make(dataclasses.replace(tiny.LANGUAGE, **wrong), {}, None)
+
+
+def test_a_model_without_rows_for_its_tokenizer_is_refused(tmp_path):
+  (tmp_path / 'a.jsonl').write_text('{"text": "the cat runs, the cat sleeps"}\n' * 9)
+  config = configs.Language(data=(configs.Source(files=('a.jsonl',)),),
+                            model=configs.Model(layers=1, width=8, heads=1, vocabulary=250))
+  with pytest.raises(configs.BadInput, match=r'^model\.vocabulary: expected at least 2\d\d'):
+    language.make(config, {}, Place(tmp_path / 'w', tmp_path))
 
 
 def test_selecting_by_reward_wants_a_tokenizer_that_is_there(tiny):
