@@ -4,8 +4,8 @@ Enter: the path of a Python file that sets `runs: dict[str, config]`, or defines
 returns one; its parameters are options of the command line. Leave: an `Experiment`; every mistake
 of the file is a `BadInput` that names file, line and field. Plain Python, no jax: `list` answers
 at once.
-Left out: anything but `runs` and `sweep` in the file; values are checked by type and by reference,
-their sense by those who use them.
+Left out: anything but `runs` and `sweep` in the file; whether values go together, which those tell
+who use them.
 """
 
 import ast
@@ -25,6 +25,7 @@ from typing import Any
 
 from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
+from rlhf_jax.runtime import ranges
 
 KINDS = (configs.Language, configs.Collect, configs.Reward, configs.PPO, configs.Evaluate)
 RESERVED = ('data',)  # DIR/data is the data room's
@@ -129,8 +130,9 @@ def load(file: Path, given: Mapping[str, Any] = types.MappingProxyType({}),
     raise BadInput(f"{file}: sets no `runs`; expected runs = {{'name': Language(…), …}}")
   sweep = getattr(module, 'sweep', None)
   if sweep is not None:
-    check_value(lambda field: f'{file}: sweep' + f'.{field}' * bool(field), '', sweep,
-                configs.Sweep)
+    of_sweep = lambda field: f'{file}: sweep' + f'.{field}' * bool(field)
+    check_value(of_sweep, '', sweep, configs.Sweep)
+    ranges.check(of_sweep, sweep)
   experiment = Experiment(file, runs, _lines(file), sweep)
   check(experiment)
   return experiment
@@ -146,6 +148,7 @@ def check(experiment: Experiment) -> None:
       raise BadInput(f'{experiment.where(name)} is {_shown(config)}; expected '
                      f"{', '.join(k.__name__ for k in KINDS[:-1])} or {KINDS[-1].__name__}")
     check_value(functools.partial(experiment.where, name), '', config, type(config))
+    ranges.check(functools.partial(experiment.where, name), config)
     if isinstance(config, configs.Language) and not config.init_from:
       model = config.model  # an own tokenizer's ids are not counted yet
       try:

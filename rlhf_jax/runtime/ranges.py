@@ -1,0 +1,73 @@
+"""Which values of a field make sense, beside its type and by themselves.
+
+Enter: a config. Leave: BadInput for a share above 1, a decay of 1, no epochs: some of them would
+only stop a run in its first step, others would train nonsense. Plain Python, no jax.
+Left out: values that do not go together (the stages), shapes of models (configs.check_model).
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from rlhf_jax import configs
+from rlhf_jax.configs import BadInput
+
+Range = tuple[Callable[[Any], bool], str]
+ONE: Range = (lambda x: x >= 1, 'at least 1')
+NONE: Range = (lambda x: x >= 0, 'at least 0')
+ABOVE: Range = (lambda x: x > 0, 'above 0')
+SHARE: Range = (lambda x: 0 <= x <= 1, 'from 0 to 1')
+BELOW: Range = (lambda x: 0 <= x < 1, 'from 0 to below 1')
+DEVICES: Range = (lambda x: x == -1 or x >= 1, 'at least 1, or -1 for all that are left')
+CLIP: Range = (lambda x: x > 0, 'above 0 (1e9 does not clip)')
+
+RANGES: Mapping[type, Mapping[str, Range]] = {
+  configs.Model: {'dropout': BELOW, 'logits_chunk': NONE},
+  configs.Optimizer: {
+    'learning_rate': NONE, 'warmup': NONE, 'warmup_from': SHARE, 'final': SHARE, 'b1': BELOW,
+    'b2': BELOW, 'epsilon': NONE, 'weight_decay': NONE, 'clip': NONE},
+  configs.Mesh: {'data': DEVICES, 'fsdp': DEVICES, 'tensor': DEVICES},
+  configs.Source: {'size': NONE},
+  configs.Language: {
+    'pretraining_share': BELOW, 'steps': NONE, 'epochs': ABOVE, 'batch': ONE, 'microbatch': NONE,
+    'ema': BELOW, 'heldout': BELOW, 'evaluate_every': NONE},
+  configs.Collect: {'labels': ONE, 'others': NONE, 'temperature': NONE, 'batch': ONE},
+  configs.Reward: {
+    'k_max': NONE, 'batch': ONE, 'microbatch': NONE, 'epochs': ABOVE, 'heldout': BELOW,
+    'evaluate_every': NONE},
+  configs.PPO: {
+    'episodes': ONE, 'minibatch': ONE, 'microbatch': NONE, 'epochs': ONE, 'updates': ONE,
+    'kl_coef': NONE, 'kl_target': NONE, 'kl_horizon': ONE, 'ptx_coef': NONE, 'ptx_ratio': NONE,
+    'clip': CLIP, 'value_clip': NONE, 'discount': SHARE, 'gae_lambda': SHARE, 'temperature': ABOVE,
+    'ema': BELOW, 'rollout_chunks': ONE, 'evaluate_every': NONE, 'evaluation_size': ONE},
+  configs.Sampled: {'temperature': NONE, 'best_of': ONE},
+  configs.Evaluate: {'batch': ONE},
+  configs.Sweep: {'spacing': ABOVE, 'samples': ONE, 'best_of': NONE, 'batch': ONE}}
+
+
+def check(where: Callable[[str], str], config: Any, path: str = '') -> None:
+  """Every field of a config and of what it holds.
+
+  Args:
+    where: field -> the place in the file that the message names.
+
+  Raises: BadInput for a value that makes no sense.
+  """
+  for name, (fits, words) in RANGES.get(type(config), {}).items():
+    value = getattr(config, name)
+    if not fits(value):
+      raise BadInput(f'{where(f"{path}{name}")} is {value!r}; expected {words}')
+  for name, inside in _parts(config):
+    check(where, inside, f'{path}{name}.')
+
+
+def _parts(config: Any) -> Iterator[tuple[str, Any]]:
+  """(name, config) of the configs that a config holds, in its tuples and dicts too."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(value):
+      yield field.name, value
+    items = value.items() if isinstance(value, dict) else (
+      enumerate(value) if isinstance(value, tuple) else ())
+    yield from ((f'{field.name}.{key}', item) for key, item in items
+                if dataclasses.is_dataclass(item))
