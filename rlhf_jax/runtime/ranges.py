@@ -26,7 +26,7 @@ RANGES: Mapping[type, Mapping[str, Range]] = {
   configs.Optimizer: {
     'learning_rate': NONE, 'warmup': NONE, 'warmup_from': SHARE, 'final': SHARE, 'b1': BELOW,
     'b2': BELOW, 'epsilon': NONE, 'weight_decay': NONE, 'clip': NONE},
-  configs.Mesh: {'data': DEVICES, 'fsdp': DEVICES, 'tensor': DEVICES},
+  configs.Mesh: {'data': DEVICES, 'fsdp': ONE, 'tensor': ONE},
   configs.Source: {'size': NONE},
   configs.Language: {
     'pretraining_share': BELOW, 'steps': NONE, 'epochs': ABOVE, 'batch': ONE, 'microbatch': NONE,

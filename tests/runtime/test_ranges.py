@@ -56,7 +56,8 @@ def test_shares_steps_and_sizes_have_a_range():
   ('ppo.policy_optimizer.b2', 1.0, 'from 0 to below 1'), ('gpt.steps', -1, 'at least 0'),
   ('gpt.epochs', 0.0, 'above 0'), ('gpt.microbatch', -1, 'at least 0'),
   ('gpt.model.dropout', 1.5, 'from 0 to below 1'), ('gpt.optimizer.warmup', -1, 'at least 0'),
-  ('gpt.mesh.data', 0, 'at least 1, or -1'), ('gpt.data.0.size', -1, 'at least 0'),
+  ('gpt.mesh.data', 0, 'at least 1, or -1'), ('ppo.mesh.fsdp', -1, 'at least 1'),
+  ('gpt.data.0.size', -1, 'at least 0'),
   ('measured.models.sft.temperature', -1.0, 'at least 0')])
 def test_an_option_out_of_its_range_is_told(file, path, value, words):
   run, field = path.split('.', 1)
