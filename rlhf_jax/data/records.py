@@ -107,10 +107,15 @@ class Ranking:
 
 @dataclasses.dataclass(frozen=True)
 class Judgement:
-  """A judge's word on K responses: scores (higher is better), ranks (1 is best), flags by name."""
+  """A judge's word on K responses: scores (higher is better), ranks (1 is best), flags by name
+  (without: none of any).
+  """
   scores: tuple[float, ...]
   ranks: tuple[int, ...]
-  flags: tuple[Mapping[str, bool], ...]
+  flags: tuple[Mapping[str, bool], ...] = ()
+
+  def __post_init__(self):
+    object.__setattr__(self, 'flags', self.flags or ({},) * len(self.scores))
 
 
 Record = Text | Prompt | Demonstration | Ranking

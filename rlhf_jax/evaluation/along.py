@@ -80,7 +80,7 @@ def stand_in(reward: Any, sizes: Mapping[str, int]) -> records.Judge:
     scores = responses.score_responses(reward.model, reward.params, reward.tokenizer,
                                        [prompt.prompt] * len(answers), answers, **sizes)
     ranks = 1 + np.sum(scores[None, :] > scores[:, None], axis=1)
-    return records.Judgement(tuple(scores.tolist()), tuple(ranks.tolist()), ({},) * len(answers))
+    return records.Judgement(tuple(scores.tolist()), tuple(ranks.tolist()))
 
   return judge
 

@@ -75,7 +75,20 @@ def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Pla
   if not journal.counts()['rankings']:
     raise configs.BadInput(f'{name}.judge: {config.judge} tied all responses of each of the '
                            f'{len(prompts)} prompts; nothing can be learnt from that')
-  return {'refused_prompts': sum(card['refused'].values()), **journal.finish()}
+  summary = {'refused_prompts': sum(card['refused'].values()), **journal.finish()}
+  _LOG.info('%s: %s', name, account(summary))
+  return summary
+
+
+def account(summary: Mapping[str, Any]) -> str:
+  """A run's summary in a line: how many rankings there are, and what is not among them and why."""
+  left = {'rankings that tie all responses': summary['all_tied'],
+          'prompts without two different responses': summary['too_few_distinct'],
+          'prompts refused at the limits': summary['refused_prompts']}
+  out = ', '.join(f'{count} {what}' for what, count in left.items() if count)
+  return (f'{summary["rankings"]} rankings of {summary["prompts"]} prompts, {summary["pairs"]} '
+          f'pairs, {summary["tied_share"]:.0%} of them tied, {summary["ended_share"]:.0%} of '
+          f'responses ended' + (f'; left out: {out}' if out else ''))
 
 
 def draw_k(config: configs.Collect, index: int) -> int:

@@ -56,6 +56,11 @@ def test_a_text_before_a_conversation_goes_into_the_first_question():
       'Be brief.', f'{before}Hi', 'Hello', 'Why?']
 
 
+def test_a_judge_may_know_no_flags():
+  assert records.Judgement((1.0, 2.0), (2, 1)).flags == ({}, {})
+  assert records.Judgement((1.0,), (1,), ({'rude': True},)).flags == ({'rude': True},)
+
+
 def test_the_mark_of_the_unfinished_is_the_one_that_models_write():
   assert records.UNFINISHED == responses.UNFINISHED
 

@@ -147,6 +147,11 @@ def test_rankings_and_what_is_counted(world):
       int(row.prompt.split()[1]) >= 7)
   pairs = sum(len(row.ranks) * (len(row.ranks) - 1) // 2 for row in found)
   assert summary['all_tied'] == 59 - len(found) and summary['pairs'] >= pairs
+  account = collect.account(summary)
+  assert account.startswith(f'{len(found)} rankings of 59 prompts, {summary["pairs"]} pairs')
+  assert account.endswith('; left out: 1 prompts without two different responses')
+  assert ': 3 rankings that tie all responses, 1 prompts' in collect.account(
+    summary | {'all_tied': 3})
   ended = [flag for row in found for flag in row.ended]
   assert 0 < sum(ended) < len(ended)
   drawn = [collect.draw_k(world.config, i) for i in range(60)]
