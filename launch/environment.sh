@@ -3,7 +3,7 @@
 
 find_python() {
   local candidate
-  for candidate in ${PYTHON:-} python3 python3.14 python3.13 python3.12 python3.11 python; do
+  for candidate in "${PYTHON:-python3}" python3 python3.14 python3.13 python3.12 python3.11 python; do
     if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then
       command -v "$candidate"
       return
@@ -38,8 +38,15 @@ set_up() {
     printf '%s\n' "$wanted" >"$stamp"
   fi
   # An installed libtpu without a TPU makes jax wait for one; a machine with a TPU sets JAX_PLATFORMS=tpu itself.
-  if [ -z "${JAX_PLATFORMS:-}" ] && [ ! -e /dev/accel0 ] && [ ! -e /dev/vfio/0 ] \
-      && .venv/bin/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec("libtpu"))'; then
-    export JAX_PLATFORMS=cpu
+  if [ -z "${JAX_PLATFORMS:-}" ] && [ ! -e /dev/accel0 ] && [ ! -e /dev/vfio/0 ] && has libtpu; then
+    if [ -e /dev/nvidia0 ] && { has jax_cuda13_plugin || has jax_cuda12_plugin; }; then
+      export JAX_PLATFORMS=cuda,cpu
+    else
+      export JAX_PLATFORMS=cpu
+    fi
   fi
+}
+
+has() {
+  .venv/bin/python -c 'import importlib.util, sys; sys.exit(not importlib.util.find_spec(sys.argv[1]))' "$1"
 }

@@ -7,16 +7,17 @@
 # keep the others from being made; its code is this script's.
 set -euo pipefail
 
+options=() dry=
+for word in "$@"; do
+  if [ "$word" = --dry-run ]; then dry=1; else options+=("$word"); fi
+done
+set -- ${options[@]+"${options[@]}"}
 if [ $# -lt 2 ]; then
   echo "usage: launch/sweep.sh FILE WORKDIR [--dry-run] [SBATCH OPTION]..." >&2
   exit 2
 fi
-file=$1 workdir=$2 dry=
+file=$1 workdir=$2
 shift 2
-if [ "${1:-}" = --dry-run ]; then
-  dry=1
-  shift
-fi
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
 

@@ -54,7 +54,8 @@ def _command(words: Sequence[str] | None) -> int:
       from rlhf_jax.runtime import overrides
       words, overridden = overrides.split(words[1:])
       taken = arguments.add_parameters(run, words)
-      options = run.parse_intermixed_args(words)  # names of runs may stand behind options
+      # Names of runs may stand behind options.
+      options = run.parse_intermixed_args(arguments.joined(words, '--mesh'))
       return _run(options, overridden, run, taken)
     if words[:1] == ['sweep']:
       from rlhf_jax.runtime import overrides

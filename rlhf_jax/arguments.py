@@ -197,6 +197,15 @@ def _model(command: argparse.ArgumentParser) -> Any:
   return add
 
 
+def joined(words: Sequence[str], option: str) -> list[str]:
+  """The words with `option value` as `option=value`: argparse takes -1,1,1 for an option."""
+  left = list(words)
+  for i, word in enumerate(words[:-1]):
+    if word == option and not words[i + 1].startswith('--'):
+      left[i:i + 2] = [f'{option}={words[i + 1]}', None]
+  return [word for word in left if word is not None]
+
+
 def add_parameters(run: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
   """Adds the options that the experiment file itself takes; returns their names."""
   from rlhf_jax.runtime import experiment as experiments

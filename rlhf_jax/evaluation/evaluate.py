@@ -336,11 +336,25 @@ def _read_rankings(
 
 
 def _training_labelers(evaluation: _Evaluation) -> set[str]:
-  """The labelers whose rankings the reward model was trained on."""
-  config = evaluation.config
-  trained = evaluation.parents['reward'].config if config.reward else None
-  data = getattr(trained, 'data', ())
-  return {ranking.labeler for ranking in _read_rankings(evaluation, data)} if data else set()
+  """The labelers whose rankings the reward model was trained on; none where the
+  rankings of another workdir's model are no longer there.
+  """
+  reward = evaluation.parents['reward'] if evaluation.config.reward else None
+  data = getattr(reward and reward.config, 'data', ())
+  if not data:
+    return set()
+  here = store.absolute(evaluation.place.workdir)
+  beside = here if reward.folder is None else store.absolute(reward.folder).parent
+  if beside != here and isinstance(data, str):
+    data = (configs.Source('rankings', (str(beside / data / 'rankings.jsonl'),)),)
+  try:
+    return {ranking.labeler for ranking in _read_rankings(evaluation, data)}
+  except configs.BadInput as error:
+    if beside == here:
+      raise
+    _LOG.warning('%s: who ranked for %s is not known, so all labelers count as those of its '
+                 'training: %s', evaluation.name, reward.folder, error)
+    return set()
 
 
 # ---- files ----

@@ -11,23 +11,25 @@ import scipy.stats
 from rlhf_jax.evaluation import winrate
 
 
-def two_way(values: np.ndarray) -> tuple[float | None, list[float] | None]:
+def two_way(values: np.ndarray, share: bool = False
+            ) -> tuple[float | None, list[float] | None]:
   """Mean and 95 % interval, for other seeds and other prompts.
 
   Both are random effects, crossed: the mean's variance is (MS_seeds + MS_prompts − MS_rest) / n, of
   the mean squares of an analysis of variance, and its degrees of freedom are Satterthwaite's. Of
-  one seed, or one prompt, the other alone; where all are 0 or all are 1 Wilson's interval over
-  prompts, and shares stay within 0 and 1.
+  one seed, or one prompt, the other alone.
 
   Args:
     values: [seeds, prompts], NaN where a prompt has none.
+    share: of a rate, whose ends stay within 0 and 1; where all values are 0 or all are 1 it has
+      Wilson's interval over prompts.
   """
   there = np.isfinite(values)
   if not there.any():
     return None, None
   found = values[there]
   mean, count = float(found.mean()), found.size
-  if found.min() == found.max() and mean in (0.0, 1.0):
+  if share and found.min() == found.max() and mean in (0.0, 1.0):
     return winrate.rate([mean] * int(there.any(axis=0).sum()))
   effects, squares = np.where(there, mean, 0.0), []
   for axis in (1, 0):  # of seeds, of prompts
@@ -47,7 +49,7 @@ def two_way(values: np.ndarray) -> tuple[float | None, list[float] | None]:
     seeds = max(over_seeds, rest)
     parts = [(float(seeds) / count, few), (max(float(over_prompts - rest), 0.0) / count, many)]
     low, high = _ends(mean, parts)
-  if {*np.unique(found)} <= {0.0, 0.5, 1.0}:
+  if share:
     low, high = max(low, 0.0), min(high, 1.0)
   return mean, [low, high]
 

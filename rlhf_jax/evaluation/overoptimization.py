@@ -177,11 +177,12 @@ def _peak(form: str, alpha: float, beta: float, found: Mapping[str, Any], told: 
     # By logarithms: both are positive, and exponentials of α/β.
     log = lambda alphas, betas, index=index: np.log(_places(form, alphas, betas)[index])
     logs = told(np.log(here[index]), log)
-    if np.isfinite(places).mean() > 0.975 and logs[1] - logs[0] < 2 * np.log(WIDE):
+    turn = np.isfinite(places).mean() > 0.975
+    if turn and logs[1] - logs[0] < 2 * np.log(WIDE):
       ends.append([float(np.exp(end)) for end in logs])
     else:  # where some never turn, or nearly so, no variance tells anything
       some = both[~np.isnan(both)]
       low, high = np.quantile(some, [0.025, 0.975], method='nearest')
-      ends.append([float(low), float(high) if high < WIDE**2 * here[index] else None])
+      ends.append([float(low), float(high) if turn and high < WIDE**2 * here[index] else None])
   return {'d': here[0], 'd_ci': ends[0], 'score': here[1], 'score_ci': ends[1],
           'reached': bool(here[0] < farthest), 'share': float(np.mean(places < farthest))}

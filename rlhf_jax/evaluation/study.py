@@ -332,7 +332,7 @@ def _measures(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any
   told: dict[str, Any] = {}
   for name, value in taken.items():
     found = _matrix(rows, value)
-    mean, interval = two_way(found)
+    mean, interval = two_way(found, share=name.endswith('_rate'))
     if mean is not None:
       told[name] = {'mean': mean, 'low': interval[0], 'high': interval[1],
                     'n': int(np.isfinite(found).sum()),

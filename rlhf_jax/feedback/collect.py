@@ -12,6 +12,7 @@ be one more judge), several policies in one ranking.
 import collections
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import pathlib
@@ -58,7 +59,8 @@ def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Pla
   store.make(folder)
   prompts, card = builders.read_prompts(
     config.prompts, policy.tokenizer, place, builders.Limits.like(config))
-  blocks = plan([draw_k(config, index) for index in range(len(prompts))], config.batch)
+  blocks = plan([draw_k(config, index) for index in range(len(prompts))], config.batch,
+                config.others + 1)
   of = fingerprint([prompt.prompt for prompt in prompts])
   sample = _Sampler(config, policy, prompts, Pieces(folder / 'pieces' / 'calibration', of))
   judge = _judge(config, place, folder, name, sample, blocks)
@@ -103,17 +105,19 @@ def draw_labelers(config: configs.Collect, index: int) -> list[str]:
   return sorted(config.labelers, key=drawn)[:config.labels]
 
 
-def plan(k: Sequence[int], batch: int) -> list[Block]:
-  """Cuts prompts into consecutive blocks of at most `batch` samples (a single prompt may need
-  more)."""
-  blocks, start, samples = [], 0, 0
+def plan(k: Sequence[int], batch: int, least: int = 1) -> list[Block]:
+  """Cuts prompts into consecutive blocks of at most `batch` samples, but of at least `least`
+  prompts, which may need more."""
+  starts, samples = [0], 0
   for index, wanted in enumerate(k):
-    if samples + wanted > batch and index > start:
-      blocks.append(Block(len(blocks), start, index, tuple(k[start:index])))
-      start, samples = index, 0
+    if samples + wanted > batch and index >= starts[-1] + least:
+      starts.append(index)
+      samples = 0
     samples += wanted
-  blocks.append(Block(len(blocks), start, len(k), tuple(k[start:])))
-  return blocks
+  if len(starts) > 1 and len(k) - starts[-1] < least:
+    starts.pop()
+  return [Block(number, start, stop, tuple(k[start:stop]))
+          for number, (start, stop) in enumerate(itertools.pairwise([*starts, len(k)]))]
 
 
 def _hash(*parts: Any) -> int:
@@ -126,6 +130,9 @@ def _check(config: configs.Collect, name: str) -> None:
   if not 2 <= low <= high:
     raise configs.BadInput(
       f'{name}.k: expected 2 <= fewest <= most completions, found {config.k}')
+  if not 0 <= config.others < low:
+    raise configs.BadInput(f'{name}.others: expected 0 to {low - 1}, since of {low} completions '
+                           f'one is of the prompt itself, found {config.others}')
   if len(set(config.labelers)) != len(config.labelers):
     raise configs.BadInput(f'{name}.labelers: one is named twice in {config.labelers}')
   if not 1 <= config.labels <= len(config.labelers):

@@ -1,8 +1,8 @@
 """The text to pretrain on: what an internet of this world would hold.
 
-In: (split, size, seed). Out: `Text` records of 15 to 70 words.
+In: (split, size, seed). Out: `Text` records of a dozen to 60 words.
 Left out: instructions whose content belongs to a held-out split (usage.SEEN lists those that may
-occur here).
+occur here; of 'foreign', which asks in another tongue, some do).
 Documents repeat their topic (a title and a body, a question and its answer, texts said twice), so
 that a model learns early to copy from what it has read. Popular falsehoods are said more often than
 the truth, in talk more than in books.

@@ -51,6 +51,19 @@ class Contents:
     """The runs of a kind, in order."""
     return [run for run in self.runs if run.kind == kind]
 
+  @property
+  def evaluation(self) -> Run | None:
+    """The Evaluate run that a page speaks of: of several the one that results.json names."""
+    found = self.of_kind('Evaluate')
+    named = [run for run in found if run.name == self.results.get('evaluation')]
+    return (named or found or [None])[-1]
+
+  @property
+  def measured(self) -> Mapping[str, Any]:
+    """What that run found: "models", "reward_model", "labelers"."""
+    one = self.evaluation
+    return one.summary if one and len(self.of_kind('Evaluate')) > 1 else self.results
+
 
 def read(workdir: pathlib.Path, without: Collection[str] = ()) -> Contents:
   """Reads a workdir, but for the runs named. What is missing counts as absent; what is damaged does

@@ -47,10 +47,9 @@ class Roles:
 
 def roles(contents: Contents) -> Roles:
   """Reads off the configs what each evaluated model is."""
-  evaluations = contents.of_kind('Evaluate')
-  if not evaluations:
+  if contents.evaluation is None:
     return Roles('')
-  config = evaluations[-1].config
+  config = contents.evaluation.config
   against, models = config.get('against', ''), config.get('models') or {}
   base = (models.get(against) or {}).get('run')
   baseline = contents.run(base or '')
@@ -77,13 +76,13 @@ def roles(contents: Contents) -> Roles:
 
 def unjudged(contents: Contents) -> bool:
   """Whether the reward model alone says who wins, the one that PPO was trained to please."""
-  models, told = contents.results.get('models') or {}, roles(contents)
+  models, told = contents.measured.get('models') or {}, roles(contents)
   return (models.get(told.best) or models.get(told.against) or {}).get('judge') == 'reward model'
 
 
 def claims(contents: Contents) -> list[Claim]:
   """Every claim that this workdir's models allow; without a judge none about who is better."""
-  models, told = contents.results.get('models') or {}, roles(contents)
+  models, told = contents.measured.get('models') or {}, roles(contents)
   found: list[Claim | None] = []
   if not unjudged(contents):
     if told.pretrained in models:
@@ -97,7 +96,7 @@ def claims(contents: Contents) -> list[Claim]:
       found += [_better(contents, models, told, trick) for trick in told.tricks if trick in models]
     found += [_gold_gain(contents, models, told, trick) for trick in told.tricks
               if trick in models and (_sampled(contents, trick).get('best_of') or 1) > 1]
-  found += _reward_claims(contents.results.get('reward_model') or {})
+  found += _reward_claims(contents.measured.get('reward_model') or {})
   if told.best in models and told.against in models:
     found.append(_loss_claim(models, told))
   if told.against in models:
@@ -107,7 +106,7 @@ def claims(contents: Contents) -> list[Claim]:
 
 def verdict(contents: Contents) -> str:
   """One sentence for the top of the page."""
-  models, told = contents.results.get('models') or {}, roles(contents)
+  models, told = contents.measured.get('models') or {}, roles(contents)
   entry = _wins(models, told, told.best) if told.best in models else None
   unfinished = [run.name for run in contents.runs if not run.finished]
   if entry and unjudged(contents):
@@ -144,7 +143,7 @@ def shown(entry: Mapping[str, Any]) -> str:
 
 
 def _sampled(contents: Contents, name: str) -> Mapping[str, Any]:
-  return (contents.of_kind('Evaluate')[-1].config.get('models') or {}).get(name) or {}
+  return (contents.evaluation.config.get('models') or {}).get(name) or {}
 
 
 def _wins(models: Mapping[str, Any], told: Roles, name: str) -> Mapping[str, Any] | None:
@@ -176,7 +175,7 @@ def _decided(low: float, high: float, edge: float) -> bool | None:
 def _paired(contents: Contents, one: str, other: str, value: Callable[[Any], float | None]
             ) -> tuple[float, list[float]] | None:
   """What `one` has more than `other` on the prompts of both, and its interval over prompts."""
-  rows = contents.of_kind('Evaluate')[-1].evaluations
+  rows = contents.evaluation.evaluations
   found = [{row['id']: value(row.get('judgement') or {}) for row in rows.get(name, [])
             if row.get('id') is not None} for name in (one, other)]
   both = [(found[0][key], found[1][key]) for key in found[0] if key in found[1]]
@@ -230,7 +229,7 @@ def _loss_claim(models: Mapping[str, Any], told: Roles) -> Claim | None:
     models[told.best].get('pretraining_loss'),
     models[told.against].get('pretraining_loss'),
   )
-  if loss is None or base is None:
+  if loss is None or not base:
     return None
   return Claim(
     f'the pretraining loss of {told.best} is within {LOSS_RISE:.0%} of {told.against}’s',

@@ -75,7 +75,7 @@ def write(workdir: pathlib.Path | str) -> pathlib.Path:
 def page(contents: Contents) -> str:
   """The HTML."""
   told = findings.roles(contents)
-  models = contents.results.get('models') or {}
+  models = contents.measured.get('models') or {}
   return _environment().get_template('page.html').render(
     title=store.absolute(contents.workdir).name,
     contents=contents,
@@ -85,8 +85,8 @@ def page(contents: Contents) -> str:
     claims=findings.claims(contents),
     unjudged=findings.unjudged(contents),
     wins=f'win_rate_vs_{told.against}',
-    reward=contents.results.get('reward_model') or {},
-    labelers=contents.results.get('labelers') or {},
+    reward=contents.measured.get('reward_model') or {},
+    labelers=contents.measured.get('labelers') or {},
     flags=_flags(models),
     categories=_categories(models),
     shade=shade,
@@ -212,7 +212,7 @@ def _counted(counts: Mapping[str, Any]) -> list[str]:
 def _samples(contents: Contents, told: findings.Roles) -> dict[str, Any]:
   """The first rows of every plainly sampled model beside each other: the pretrained one, the
   baseline, the aligned ones; without an evaluation the last rows of a PPO run's samples.jsonl."""
-  for run in contents.of_kind('Evaluate')[::-1]:
+  for run in [contents.evaluation] if contents.evaluation else []:
     names = [name for name in (told.pretrained, told.against, *told.aligned)
              if run.evaluations.get(name)]
     if told.against in names and told.best in names:
@@ -250,7 +250,7 @@ def _figures(contents: Contents, told: findings.Roles, models: Mapping[str, Any]
   if paths:
     drawn['path'] = figures.reward_over_kl(paths)
     drawn['updates'] = {name: len(path[0]) for name, path in paths.items()}
-  table = (contents.results.get('reward_model') or {}).get('reliability')
+  table = (contents.measured.get('reward_model') or {}).get('reliability')
   if table:
     drawn['reliability'] = figures.reliability(table)
     drawn['reliability_pairs'] = sum(row['n'] for row in table)

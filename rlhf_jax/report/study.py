@@ -112,9 +112,9 @@ def _figures(told: Mapping[str, Any], variants: Sequence[Variant], table: Any
       drawn['tax'] = study_figures.tax(variants), [_row(one, ('tax', 'win_rate'))
                                                    for one in variants]
   points = _points(told, table)
-  if points:
-    columns = {name: title for name, title in TRAINING.items()
-               if any(value is not None for one in points.values() for value in one[name])}
+  columns = {name: title for name, title in TRAINING.items()
+             if any(value is not None for one in points.values() for value in one[name])}
+  if columns:
     everyone = told['variants']
     rows = [{'point': name, 'step': step, **{column: one[column][i] for column in columns}}
             for name, one in points.items() for i, step in enumerate(one['step'])]

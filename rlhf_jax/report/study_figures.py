@@ -79,7 +79,7 @@ def overoptimization(variants: Sequence[Variant], starts: Mapping[str, Any], uni
 
 def _path(axes: matplotlib.axes.Axes, one: Variant, name: str, colour: str, label: str) -> None:
   curve = one['curves'].get(name)
-  if curve is None:
+  if curve is None or None in curve['mean']:
     return
   d = one['curves']['d']
   axes.plot(d, curve['mean'], color=colour, linewidth=1.5, label=label)
@@ -181,14 +181,18 @@ def tax(variants: Sequence[Variant]) -> tuple[matplotlib.figure.Figure, str]:
     if loss and win:
       axes.errorbar(
         loss['mean'], 100 * win['mean'], color=shades[one['label']],
-        xerr=[[loss['mean'] - loss['low']], [loss['high'] - loss['mean']]],
-        yerr=[[100 * (win['mean'] - win['low'])], [100 * (win['high'] - win['mean'])]],
+        xerr=_arms(loss), yerr=100 * _arms(win),
         fmt='s' if one['gamma'] else 'o', markersize=5, linewidth=1, label=one['label'])
   axes.axvline(0, color=INK, linewidth=0.6)
   axes.set(xlabel='pretraining loss above the start’s, nats a token',
            ylabel='wins against the start, %')
   figure.legend(loc='outside right upper', fontsize=7.5)
   return figure, 'Win rate against alignment tax'
+
+
+def _arms(one: Mapping[str, float]) -> np.ndarray:
+  """[2, 1]: how far the ends are from the mean; a mean of equal numbers may round past them."""
+  return np.maximum([[one['mean'] - one['low']], [one['high'] - one['mean']]], 0.0)
 
 
 @styled

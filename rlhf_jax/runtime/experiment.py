@@ -355,6 +355,9 @@ def _check_references(experiment: Experiment, name: str) -> None:
                      f"expected {' or '.join(kind.__name__ for kind in kinds)}{hint}")
   if isinstance(config, configs.Evaluate):
     for entry, sampled in config.models.items():
+      if not re.fullmatch(r'[^/.\\\s][^/\\]*', str(entry)):  # it names a file of the run
+        raise BadInput(f'{experiment.where(name, "models")} has the entry {entry!r}; expected a '
+                       'name without slashes that does not begin with a dot')
       if not sampled.run:
         raise BadInput(f'{experiment.where(name, "models")}.{entry} names no run')
     if config.against not in config.models:

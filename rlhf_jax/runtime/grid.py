@@ -92,6 +92,10 @@ def _check(experiment: Experiment) -> None:
     for field, values in grid.items():
       if not values:
         raise BadInput(f'{file}: sweep.grid: {field!r} has no values')
+      odd = [value for value in values if not isinstance(value, str | bool | int | float)]
+      if odd:
+        raise BadInput(f'{file}: sweep.grid: {field!r} takes {type(odd[0]).__name__} values; '
+                       "expected numbers or texts, of a field inside it such as 'mesh.fsdp'")
   for field, least in (('samples', 1), ('best_of', 0), ('batch', 1)):
     if getattr(sweep, field) < least:
       raise BadInput(f'{file}: sweep.{field} is {getattr(sweep, field)}; expected {least} or more')

@@ -24,16 +24,21 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
   """Writes and returns DIR/results.json: what the finished runs of the file found.
 
   Returns:
-    The merged summaries of the Evaluate runs; where there is none, {'runs': {RUN: its summary}}.
-    And 'seconds': {RUN: over all its restarts}.
+    What the Evaluate runs found, of several the last's where two say the same thing (whole entries
+    of models), and 'evaluation', its name; where there is none, {'runs': {RUN: its summary}}. And
+    'seconds': {RUN: over all its restarts}.
   """
   finished = {name: found for name in runs
               if (found := workdir.read_json(folder / name / 'finished.json')) is not None}
-  evaluations = [found['summary'] for name, found in finished.items()
-                 if isinstance(runs[name], configs.Evaluate)]
+  evaluations = {name: found['summary'] for name, found in finished.items()
+                 if isinstance(runs[name], configs.Evaluate)}
   told: dict[str, Any] = {}
-  for summary in evaluations:
-    told = _merged(told, summary)
+  for name, summary in evaluations.items():
+    models = {**told.get('models', {}), **summary.get('models', {})}
+    told = {**told, **{key: value for key, value in summary.items() if value or key not in told},
+            'models': models}
+    if len(evaluations) > 1:
+      told['evaluation'] = name
   if not evaluations:
     told['runs'] = {name: found['summary'] for name, found in finished.items()}
   told['seconds'] = {name: found['seconds'] for name, found in finished.items()}
@@ -86,10 +91,3 @@ def _caption(told: Mapping[str, Any]) -> str:
 
 def _number(value: Any) -> str:
   return '–' if value is None else f'{value:.3f}'
-
-
-def _merged(first: Mapping[str, Any], second: Mapping[str, Any]) -> dict[str, Any]:
-  """Two nested dicts as one; the second wins."""
-  both = {k: _merged(first[k], second[k]) for k in first.keys() & second.keys()
-          if isinstance(first[k], Mapping) and isinstance(second[k], Mapping)}
-  return {**first, **second, **both}

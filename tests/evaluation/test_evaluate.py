@@ -191,6 +191,24 @@ def test_labelers_are_told_apart_by_whom_the_reward_model_learnt_from(told):
   assert told['reward_model']['pairs'] == 2 * 10 * 3
 
 
+def test_a_reward_model_of_another_workdir_learnt_from_the_rankings_beside_it(made, tmp_path):
+  config, parents, place = made
+  reward = types.SimpleNamespace(**vars(parents['reward']) | {'folder': tmp_path / 'reward'})
+  config = dataclasses.replace(
+    config, models={'sft': MODELS['sft']}, judge='', text=(), rankings=(
+      configs.Source('rankings', (str(place.workdir / 'heldout' / 'rankings.jsonl'),)),))
+
+  def trained_on(name):
+    told = evaluate.run(config, parents | {'reward': reward}, place, tmp_path / name, 'evaluation')
+    return {name for name, one in told['reward_model']['by_labeler'].items() if one['training']}
+
+  assert trained_on('unknown') == set(LABELERS)
+  (tmp_path / 'rankings').mkdir()
+  (tmp_path / 'rankings' / 'rankings.jsonl').write_text(json.dumps({
+    'prompt': 'tell us of 1', 'completions': ['a', 'b'], 'ranks': [1, 2], 'labeler': 'u'}) + '\n')
+  assert trained_on('known') == {'u'}
+
+
 def test_rows_hold_what_was_judged(told, made):
   _, parents, place = made
   path = place.workdir / 'evaluation' / 'evaluations' / 'gpt.jsonl'

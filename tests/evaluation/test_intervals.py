@@ -49,9 +49,10 @@ def test_what_is_missing_is_left_out():
 def test_shares_stay_within_0_and_1():
   wins = np.zeros((3, 30))
   wins[0, :5] = 1.0
-  _, (low, high) = intervals.two_way(wins)
+  _, (low, high) = intervals.two_way(wins, share=True)
   assert low == 0 and 0 < high <= 1
-  assert intervals.two_way(wins * 0.9)[1][0] < 0  # no share
+  assert intervals.two_way(wins)[1][0] < 0  # a difference
+  assert intervals.two_way(np.zeros((3, 30))) == (0.0, [0.0, 0.0])
 
 
 def test_an_estimate_from_redraws_of_three_seeds_is_the_t_of_three():

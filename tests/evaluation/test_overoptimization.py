@@ -68,6 +68,13 @@ def test_a_peak_that_is_hardly_told_has_ends_that_can_be_printed():
   assert all(end is None or 0 < end < 100 * found['peak']['d'] for end in ends)
 
 
+def test_heights_have_no_upper_end_where_many_resamples_never_turn():
+  kl, score, seeds = points('rl', 3.0, noise=0.05, prompts=40)
+  score[seeds == 2] = np.sqrt(np.maximum(kl[seeds == 2], 0))  # one seed that only climbs
+  found = overoptimization.fit('rl', kl, score, seeds)
+  assert found['peak']['d_ci'][1] is None and found['peak']['score_ci'][1] is None
+
+
 def test_a_peak_that_was_not_reached():
   found = overoptimization.fit('rl', *points('rl', 2.0, noise=0.3))
   assert not found['peak']['reached'] and found['peak']['share'] < 0.5

@@ -54,7 +54,8 @@ def test_two_way_leaves_out_what_is_not_there():
 
 
 def test_two_way_of_prompts_that_all_agree_has_a_width():
-  assert study.two_way(np.zeros((3, 50)))[1] == pytest.approx([0, 3.8415 / (50 + 3.8415)], rel=1e-3)
+  assert study.two_way(np.zeros((3, 50)), share=True)[1] == pytest.approx(
+    [0, 3.8415 / (50 + 3.8415)], rel=1e-3)
 
 
 @pytest.mark.parametrize('values, told', [

@@ -184,6 +184,9 @@ def test_blocks_hold_every_prompt_once_and_no_more_than_a_batch():
     (8, 9),
   ]
   assert all(sum(block.k) <= 16 for block in blocks if len(block.k) > 1)
+  together = collect.plan(k, 16, 2)  # so that each prompt has another to borrow from
+  assert [(block.start, block.stop) for block in together] == [(0, 2), (2, 4), (4, 6), (6, 9)]
+  assert [n for block in together for n in block.k] == k
 
 
 @pytest.mark.parametrize('calls', [0, 1, 5])
@@ -291,6 +294,7 @@ def test_killed_while_the_judge_is_calibrated(world, monkeypatch, calls):
   ({'judge': 'indifferent'}, 'tied all responses'),
   ({'k': (1, 9)}, r'2 <= fewest'),
   ({'k': (5, 4)}, r'2 <= fewest'),
+  ({'k': (4, 9), 'others': 4}, 'others: expected 0 to 3'),
   ({'labels': 4}, 'expected 1 to 3'),
   ({'labelers': ('x', 'x')}, 'named twice'),
   ({'calibration': 'nowhere'}, 'cannot be calibrated'),

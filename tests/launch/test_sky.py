@@ -10,6 +10,8 @@ import sys
 import pytest
 import yaml
 
+from rlhf_jax import arguments
+
 ROOT = pathlib.Path(__file__).parents[2]
 # Any attempt to reach another machine fails at once.
 LOAD = """
@@ -76,4 +78,7 @@ def test_hosts_get_their_numbers(tmp_path):
   words = ('-m rlhf_jax run experiments/quickstart.py gpt sft --workdir /shared/a --mesh -1,1,1 '
            '--multihost --checkpoint-seconds 300')
   assert said(WORKDIR='/shared/a', RUNS='gpt sft') == f'10.0.0.1:8476 2 1 {words}'
+  words_of_run = arguments.joined(words.split()[3:], '--mesh')
+  options = arguments.parser()[1].parse_intermixed_args(words_of_run[:-2])  # sky.yaml's own
+  assert (options.mesh, options.runs) == ('-1,1,1', ['gpt', 'sft']) and options.multihost
   assert said(WORKDIR='/shared/a', RUNS='gpt sft', EXTRA='tpu') == f'none none none {words}'

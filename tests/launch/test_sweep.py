@@ -12,8 +12,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 FILE = 'experiments/kl_sweep.py'
 
 
-def dry(path, file=FILE):
-  done = subprocess.run(['bash', 'launch/sweep.sh', file, 'runs/a', '--dry-run'], cwd=ROOT,
+def dry(path, file=FILE, options=('--dry-run',)):
+  done = subprocess.run(['bash', 'launch/sweep.sh', file, 'runs/a', *options], cwd=ROOT,
                         capture_output=True, text=True, env=os.environ | {'PATH': path})
   assert done.returncode == 0, done.stderr
   return done.stdout.splitlines()
@@ -33,6 +33,9 @@ def test_base_runs_first_then_a_job_a_point(tmp_path):
   assert said[1] == f'run {FILE} gpt sft rankings reward --workdir runs/a'
   assert '--array=0-17 --dependency=afterok:' in second and '--dependency' not in first
   assert not asked.exists() and not (ROOT / 'runs' / 'a').exists()
+  last = dry(f'{tmp_path}:{here}', options=('--gpus-per-node=1', '--dry-run'))[-1]
+  assert '--gpus-per-node=1' in last and '--dry-run' not in last
+  assert not asked.exists()
 
 
 def test_what_any_point_rests_on_is_made_first(tmp_path):

@@ -6,6 +6,7 @@ import json
 import math
 import random
 import re
+import shutil
 
 import pytest
 
@@ -350,6 +351,27 @@ def test_verdict_and_claims(tmp_path, whole):
     'the pretraining loss of ppo_ptx is within 3% of sft’s': True,
     'sft does every category at least sometimes': True,
   }
+
+
+def test_of_two_evaluations_the_page_tells_the_one_that_results_name(tmp_path):
+  folder = made_up(tmp_path)
+  results = json.loads((folder / 'results.json').read_text())
+  first = json.loads((folder / 'evaluation' / 'config.json').read_text())
+  write(folder / 'afterwards' / 'config.json', first)  # before the other one by the alphabet
+  shutil.copytree(folder / 'evaluation' / 'evaluations', folder / 'afterwards' / 'evaluations')
+  lines(folder / 'evaluation' / 'evaluations' / 'ppo_ptx.jsonl', [])
+  rate = {'mean': 0.123, 'low': 0.1, 'high': 0.2, 'n': 600}
+  other = {'models': {name: entry | {'win_rate_vs_sft': rate}
+                      for name, entry in results['models'].items()}}
+  write(folder / 'afterwards' / 'finished.json', {'summary': other, 'seconds': 1})
+  write(folder / 'evaluation' / 'finished.json', {'summary': results, 'seconds': 1})
+  write(folder / 'results.json', results | {'evaluation': 'afterwards'})
+  page = report.page(contents.read(folder))
+  assert 'told of afterwards; the numbers of evaluation stand below' in page
+  better = next(claim for claim in findings.claims(contents.read(folder))
+                if claim.text.startswith('ppo_ptx wins more than sft_t05'))
+  assert better.numbers.startswith('12.3 %') and 'prompt by prompt' in better.numbers
+  assert 'not there prompt by prompt' not in better.numbers
 
 
 def test_claims_fail_where_numbers_do(tmp_path):

@@ -56,6 +56,8 @@ def test_order_is_parents_first_and_only_what_is_needed(written):
   ('steps=3', "init_from='sft'", r'needs itself: gpt → sft → gpt'),
   ("policy='sft', reward='reward'", "policy='reward', reward='reward'",
    r"ppo'\].policy names 'reward', a Reward; expected Language or PPO"),
+  ("{'a': Sampled('ppo')", "{'x/a': Sampled('ppo')", r"has the entry 'x/a'; expected a name"),
+  ("{'a': Sampled('ppo')", "{'..': Sampled('ppo')", r"has the entry '..'; expected a name"),
   ("against='b'", "against='sft'", r"against is 'sft', not an entry of its models"),
   ("Sampled('ppo')", 'Sampled()', r'models.a names no run'),
   ("'gpt': Language(steps=3)", "'gpt': 7", r"runs\['gpt'\] is 7 \(int\); expected Language, "),

@@ -61,6 +61,7 @@ def test_several_grids_are_joined_and_equal_points_are_one(read):
   ("base='ppo', grid=({'seed.x': (0.1,)},)", 'seed has no fields'),
   ("base='ppo', grid=({'kl_coef': 0.1},)", 'sweep.grid.0.kl_coef is 0.1 (float); expected tuple'),
   ("base='ppo', grid=({'kl_coef': ()},)", "'kl_coef' has no values"),
+  ("base='ppo', grid=({'mesh': ((1, 1, 1),)},)", "'mesh' takes tuple values; expected numbers or"),
   ("base='ppo', grid=({'kl_coef': ('x',)},)", "runs['ppo'].kl_coef is 'x' (str); expected float"),
   ("base='ppo', grid=({'seed': (0.5,)},)", "runs['ppo'].seed is 0.5"),
   ("base='ppo', grid=({'reward': ('sft',)},)", "names 'sft', a Language; expected Reward"),

@@ -1,0 +1,24 @@
+"""results.json: what the Evaluate runs of a file found, put together."""
+
+from rlhf_jax import configs
+from rlhf_jax.runtime import results, workdir
+
+
+def finish(folder, name, summary):
+  (folder / name).mkdir()
+  workdir.write_json(folder / name / 'finished.json', {'summary': summary, 'seconds': 1})
+
+
+def test_of_two_evaluations_entries_are_taken_whole(tmp_path):
+  runs = {'b': configs.Evaluate(), 'a': configs.Evaluate()}
+  finish(tmp_path, 'b', {'models': {'sft': {'gold': 1.0, 'by_category': {'x': {}}}, 'gpt': {}},
+                         'reward_model': {'accuracy': 0.7, 'ece': 0.1}, 'labelers': {'n': 3}})
+  told = results.assemble(tmp_path, runs)
+  assert 'evaluation' not in told and told['models']['sft']['gold'] == 1.0
+  finish(tmp_path, 'a', {'models': {'sft': {'gold': 2.0}}, 'reward_model': {'accuracy': 0.6},
+                         'labelers': {}})
+  told = results.assemble(tmp_path, runs)
+  assert told['models'] == {'sft': {'gold': 2.0}, 'gpt': {}} and told['evaluation'] == 'a'
+  assert told['reward_model'] == {'accuracy': 0.6} and told['labelers'] == {'n': 3}
+  assert told['seconds'] == {'b': 1, 'a': 1} == workdir.read_json(
+    tmp_path / 'results.json')['seconds']
