@@ -203,16 +203,15 @@ def _sample(options: argparse.Namespace) -> int:
 
 
 def _perplexity(options: argparse.Namespace) -> int:
-  from rlhf_jax.configs import Source
-  from rlhf_jax.data import builders
   from rlhf_jax.runtime import perplexity, sample
+  if options.limit < 0:
+    raise BadInput(f'--limit {options.limit}: expected a number of texts, or 0 for all')
   place, name = _named(options)
   parent = sample.load(place.workdir, name)
-  files = tuple(str(file.absolute()) for file in options.text)
-  source = Source('text', files)
-  texts, _ = builders.read((source,), place)
-  perplexity.show(perplexity.perplexity(
-    parent, [record.text for record in texts[:options.limit or None]]))
+  texts, refused = perplexity.texts_of(options.text, place)
+  if refused:
+    print(f'{refused} rows that could not be read are left out')
+  perplexity.show(perplexity.perplexity(parent, texts[:options.limit or None]))
   return 0
 
 

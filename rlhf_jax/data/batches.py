@@ -44,12 +44,15 @@ def batches(rows: Any, batch: int, seed: int) -> Batches:
 def mixed(first: Any, second: Any, batch: int, share: float, seed: int) -> Batches:
   """Batches whose last round(batch · share) rows come from `second`; `epoch` counts `first`.
 
-  Raises: BadInput where one has no rows, or where nothing of `first` is left in a batch.
+  Raises: BadInput where one has no rows, or no place in a batch.
   """
   others = round(batch * share)
   if not 0 <= others < batch:
     raise BadInput(f'pretraining_share: expected to leave room in a batch of {batch}, '
                    f'found {share}')
+  if share and not others:
+    raise BadInput(f'pretraining_share: {share} of a batch of {batch} is not a row; raise one of '
+                   'them, or set pretraining_share 0')
   parts = [(first, _order(first, seed), batch - others)]
   if others:
     parts.append((second, _order(second, seed + 1), others))

@@ -178,7 +178,7 @@ class Reading:
 @contextlib.contextmanager
 def _open(path: pathlib.Path) -> Iterator[Any]:
   with path.open('rb') as file:
-    yield gzip.GzipFile(fileobj=file) if path.suffix == '.gz' else file
+    yield gzip.GzipFile(fileobj=file) if path.suffix.lower() == '.gz' else file
 
 
 def form(path: pathlib.Path) -> str:

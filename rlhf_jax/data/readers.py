@@ -75,7 +75,7 @@ def form(path: pathlib.Path, reader: str) -> str:
   """
   if own(reader):
     return ''
-  return (_FORMS.get(reader) or files.form(path)) + ('.gz' if path.suffix == '.gz' else '')
+  return (_FORMS.get(reader) or files.form(path)) + ('.gz' if path.suffix.lower() == '.gz' else '')
 
 
 def beside(path: pathlib.Path, reader: str) -> list[pathlib.Path]:

@@ -22,7 +22,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import configs
-from rlhf_jax.data import builders, processes, records, store
+from rlhf_jax.data import builders, processes, records, sources, store
 from rlhf_jax.evaluation import judged, results, text_loss
 from rlhf_jax.feedback.pieces import Pieces, fingerprint, packed, unpacked
 from rlhf_jax.model import responses
@@ -140,10 +140,14 @@ def _lengths(evaluation: _Evaluation, label: str) -> tuple[int, int]:
 def _models(evaluation: _Evaluation) -> dict[str, Any]:
   """NAME -> its entry in results.json."""
   config, entries, losses = evaluation.config, {}, {}
+  judge = config.judge.rpartition(':')[0]
+  of = fingerprint([[prompt.prompt for prompt in evaluation.prompts],
+                    hashlib.sha256(sources.code(judge) if judge else b'').hexdigest()])
   references: tuple[list[Any], np.ndarray | None] | None = None
   for label, sampled in config.models.items():
     path = evaluation.folder / 'evaluations' / f'{label}.json'
-    if not processes.share(path.exists()):
+    if not processes.share(path.exists() and json.loads(
+        path.read_text(encoding='utf-8')).get('of', of) == of):
       if references is None:  # independent of every model's own samples, the baseline's included
         references = _respond(evaluation, config.against, 'reference')
       rows = _rows(evaluation, label, *references)
@@ -155,10 +159,11 @@ def _models(evaluation: _Evaluation) -> dict[str, Any]:
                     ''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows))
         entry = results.model_entry(rows, config.against) | results.loss_entry(
           losses[sampled.run], losses[config.models[config.against].run]) | {
-          'sampled': dataclasses.asdict(sampled)}
+          'sampled': dataclasses.asdict(sampled), 'of': of}
         store.write(path, json.dumps(entry, indent=1, allow_nan=False))
     entries[label] = processes.share(
       json.loads(path.read_text(encoding='utf-8')) if processes.first() else None)
+    entries[label].pop('of', None)
     won = entries[label][f'win_rate_vs_{config.against}']
     _LOG.info(
       '%s: %s wins %s of %d against %s, gold %s, KL %s',

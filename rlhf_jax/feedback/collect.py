@@ -263,6 +263,9 @@ def _ranked(config: configs.Collect, judge: records.Judge | None, prompts: Seque
       if len(ranks) != len(texts):
         raise configs.BadInput(f'judge {config.judge}: {len(texts)} responses but {len(ranks)} '
                                f'ranks for the prompt {prompt.prompt!r}')
+      if min(ranks) < 1:
+        raise configs.BadInput(f'judge {config.judge}: found the ranks {ranks} for the prompt '
+                               f'{prompt.prompt!r}; expected 1 for the best, 2 for the next')
       pairs = len(ranks) * (len(ranks) - 1) // 2
       counts['pairs'] += pairs
       counts['tied'] += sum(a == b for i, a in enumerate(ranks) for b in ranks[:i])

@@ -69,7 +69,6 @@ class Parameter:
   name: str
   kind: type  # str, int or float
   required: bool
-  default: Any
   doc: str
 
   @property
@@ -83,7 +82,7 @@ def parameters(file: Path) -> list[Parameter]:
   A parameter reads `name: str = '',  # what it is`, each on a line of its own.
   """
   try:
-    text = file.read_text('utf-8')
+    text = file.read_text('utf-8-sig')
     found = [node for node in ast.parse(text).body
              if isinstance(node, ast.FunctionDef) and node.name == 'runs']
   except (OSError, SyntaxError, UnicodeDecodeError):  # `load` tells it with its line
@@ -98,7 +97,6 @@ def parameters(file: Path) -> list[Parameter]:
       comment = re.search(r'  # (.*)$', lines[argument.end_lineno - 1])
       kind = {'int': int, 'float': float}.get(getattr(argument.annotation, 'id', 'str'), str)
       taken.append(Parameter(argument.arg, kind, default is None,
-                             None if default is None else ast.literal_eval(default),
                              comment[1] if comment else ''))
   return taken
 
@@ -289,7 +287,7 @@ def _line_of(error: BaseException, file: Path) -> int:
 def _lines(file: Path) -> dict[tuple[str, ...], int]:
   """Lines of the entries of `runs = {…}` and of their keyword arguments, where written out."""
   lines: dict[tuple[str, ...], int] = {}
-  for node in ast.walk(ast.parse(file.read_text('utf-8'))):
+  for node in ast.walk(ast.parse(file.read_text('utf-8-sig'))):
     entries = zip(node.keys, node.values, strict=True) if isinstance(node, ast.Dict) else ()
     for key, value in entries:
       if isinstance(key, ast.Constant) and isinstance(value, ast.Call):

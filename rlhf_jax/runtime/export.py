@@ -98,6 +98,8 @@ def export(folder: Path, run: str, out: Path, dtype: str = 'float32', ema: bool 
     raise BadInput(f'{folder} has no run {run!r}{near(run, runs)}')
   if out.exists() and not out.is_dir():
     raise BadInput(f'--out {out}: is a file, expected a folder')
+  if out.is_dir() and (workdir.read_json(out / 'config.json') or {}).get('kind') in workdir.KINDS:
+    raise BadInput(f'--out {out}: is the folder of a run; name one of its own')
   if out.is_dir() and any(out.iterdir()) and not huggingface.is_model(out):
     raise BadInput(f'--out {out}: holds files that are no model; name an empty folder')
   parent = checkpoint.load_parent(folder / run, 'ema' if ema else 'params')

@@ -1,7 +1,8 @@
 """What a run reads: checked before the first step of any, and the same from its first to its last.
 
 Enter: configs, a Place. Leave: BadInput for files and functions that are not there;
-DIR/RUN/inputs.json, hashes of the content of all that a run trains on, and BadInput for a run that
+DIR/RUN/inputs.json, hashes of the content of all that a run trains on (and of the code of its
+reward), and BadInput for a run that
 would go on with other content: file names, which are what config.json knows, stay the same under
 another --data. A finished run is left as it is, and a warning says that its data is another now.
 Left out: runs that train nothing, whose pieces know what they are pieces of; the weights of parents
@@ -24,6 +25,9 @@ from rlhf_jax.runtime import workdir
 
 # What a parent's folder holds that this run reads, and that config.json knows nothing of.
 OF_PARENTS = ('model/tokenizer.json', 'rankings.jsonl')
+NEEDED = {configs.Language: ('data',), configs.Collect: ('prompts',),
+          configs.Reward: ('data',), configs.PPO: ('prompts',), configs.Evaluate: ('prompts',)}
+SHARED = (('pretraining', 'pretraining_share'), ('pretraining', 'ptx_ratio'))  # field, if this is
 logger = logging.getLogger('rlhf_jax')
 
 
@@ -31,18 +35,32 @@ class Changed(configs.BadInput):
   """A run was begun with other data."""
 
 
-def check(runs: Iterable[configs.Run], place: Place) -> None:
-  """BadInput for missing files and for names of functions that lead nowhere: before the first step
-  of any run, not when its turn comes.
+def check(runs: Mapping[str, configs.Run], place: Place) -> None:
+  """BadInput for fields that name no data, for missing files and for names of functions that lead
+  nowhere: before the first step of any run, not when its turn comes.
   """
-  runs, found = list(runs), []
-  for config in runs:
+  found = []
+  for name, config in runs.items():
+    for field in NEEDED[type(config)]:
+      if not getattr(config, field):
+        raise configs.BadInput(f"runs['{name}'].{field}: names no data, expected a Source")
+    for field, share in SHARED:
+      if getattr(config, share, 0) and not getattr(config, field):
+        raise configs.BadInput(f"runs['{name}'].{field}: names no data, expected a Source, since "
+                               f'{share} is {getattr(config, share)}')
     found += [source for _, source in _read(config, place)]
-    for field in dataclasses.fields(config):
-      value = getattr(config, field.name)
-      if field.name in ('judge', 'reward') and ':' in value:
-        records.load(value, field.name)
+    for field, value in _functions(config):
+      records.load(value, f"runs['{name}'].{field}")
   builders.require(found, place)
+
+
+def _functions(config: configs.Run) -> Iterator[tuple[str, str]]:
+  """(field, its value) of what names a function of the user's."""
+  judge, reward = (getattr(config, field, '') for field in ('judge', 'reward'))
+  if judge or isinstance(config, configs.Collect):
+    yield 'judge', judge
+  if ':' in reward:
+    yield 'reward', reward
 
 
 def settle(folder: Path, config: configs.Run, place: Place) -> None:
@@ -117,6 +135,9 @@ def _hashes(folder: Path, config: configs.Run, place: Place,
         code = sources.code(source.reader.rpartition(':')[0])
         of += f', read by {source.reader}'
     found[name] = (of, _hash(files, code))
+  reward = dict(_functions(config)).get('reward', '')
+  if reward:
+    found['reward'] = (reward, _hash([], sources.code(reward.rpartition(':')[0])))
   given = getattr(config, 'tokenizer', None)
   if given is not None and given.file and not config.init_from:
     file = sources.locate(given.file, place)

@@ -85,7 +85,7 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
              if workdir.check_same(place.workdir / name, described[name])}
     left = processes.share([name for name in wanted
                             if not (place.workdir / name / 'finished.json').exists()])
-    inputs.check([experiment.runs[name] for name in left], place)
+    inputs.check({name: experiment.runs[name] for name in left}, place)
     executables.keep(place.workdir)
     for name in wanted:
       folder = place.workdir / name

@@ -158,7 +158,9 @@ def _parsed(text: str, kind: Any) -> Any:
     return _parsed(text, typing.get_args(kind)[0])
   if typing.get_origin(kind) is tuple:
     inner = typing.get_args(kind)
-    items = [item.strip(' \'"') for item in text.strip().strip('()[]').split(',') if item.strip()]
+    whole = re.fullmatch(r'\((.*)\)|\[(.*)\]', text.strip(), re.DOTALL)
+    listed = text if whole is None else whole[1] or whole[2] or ''
+    items = [item.strip(' \'"') for item in listed.split(',') if item.strip()]
     of = inner[:1] * len(items) if inner[-1] is ... else inner
     if len(of) != len(items):
       raise ValueError(text)

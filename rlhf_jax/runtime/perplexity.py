@@ -8,12 +8,13 @@ end token is asked for. Left out: a sliding window over long texts.
 import dataclasses
 import functools
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
 
-from rlhf_jax.configs import BadInput
-from rlhf_jax.data import agreement
+from rlhf_jax.configs import BadInput, Source
+from rlhf_jax.data import agreement, readers, sources
 from rlhf_jax.model import experience
 from rlhf_jax.runtime.metrics import console
 from rlhf_jax.stages.stage import Parent
@@ -57,6 +58,20 @@ def perplexity(parent: Parent, texts: Sequence[str], batch: int = 16) -> Perplex
   nats, interval = agreement.ratio_interval(sums[:len(kept)], counts)
   return Perplexity(nats, interval, sum(counts), len(kept),
                     sum(len(ids) > parent.model.context for ids in whole))
+
+
+def texts_of(files: Sequence[Path], place: sources.Place) -> tuple[list[str], int]:
+  """Every text of the files in order, one that is there twice twice, unlike in training; and how
+  many rows could not be read.
+  """
+  paths = [file.absolute() for file in files]
+  sources.require([Source('text', tuple(map(str, paths)))], place)
+  found, refused = [], 0
+  for path in paths:
+    lines, reading = readers.read_file(path, '', 'text', place.skip_bad_rows)
+    found += [record.text for _, record in lines]
+    refused += reading.refused.total()
+  return found, refused
 
 
 def _rows(pieces: Sequence[Sequence[int]], batch: int, parent: Parent) -> dict[str, np.ndarray]:

@@ -19,30 +19,57 @@ ABOVE: Range = (lambda x: x > 0, 'above 0')
 SHARE: Range = (lambda x: 0 <= x <= 1, 'from 0 to 1')
 BELOW: Range = (lambda x: 0 <= x < 1, 'from 0 to below 1')
 DEVICES: Range = (lambda x: x == -1 or x >= 1, 'at least 1, or -1 for all that are left')
+WHOLE: Range = (lambda x: x >= 0, 'a whole number from 0')
+
+
+def one_of(*allowed: str) -> Range:
+  """One of some words."""
+  return lambda x: x in allowed, ' or '.join(map(repr, allowed))
+
+
+CUT = one_of('refuse', 'head')
 CLIP: Range = (lambda x: x > 0, 'above 0 (1e9 does not clip)')
 
 RANGES: Mapping[type, Mapping[str, Range]] = {
-  configs.Model: {'dropout': BELOW, 'logits_chunk': NONE},
+  configs.Model: {
+    'layers': ONE, 'width': ONE, 'heads': ONE, 'kv_heads': NONE, 'head_size': NONE, 'mlp': NONE,
+    'vocabulary': NONE, 'context': ONE, 'rotary': SHARE, 'dropout': BELOW, 'logits_chunk': NONE},
   configs.Optimizer: {
     'learning_rate': NONE, 'warmup': NONE, 'warmup_from': SHARE, 'final': SHARE, 'b1': BELOW,
-    'b2': BELOW, 'epsilon': NONE, 'weight_decay': NONE, 'clip': NONE},
+    'b2': BELOW, 'epsilon': NONE, 'weight_decay': NONE, 'clip': NONE,
+    'schedule': one_of('cosine', 'constant')},
   configs.Mesh: {'data': DEVICES, 'fsdp': ONE, 'tensor': ONE},
-  configs.Source: {'size': NONE},
+  configs.Source: {'size': NONE, 'seed': WHOLE},
   configs.Language: {
     'pretraining_share': BELOW, 'steps': NONE, 'epochs': ABOVE, 'batch': ONE, 'microbatch': NONE,
-    'ema': BELOW, 'heldout': BELOW, 'evaluate_every': NONE},
-  configs.Collect: {'labels': ONE, 'others': NONE, 'temperature': NONE, 'batch': ONE},
+    'ema': BELOW, 'heldout': BELOW, 'evaluate_every': NONE, 'seed': WHOLE, 'prompt_cut': CUT,
+    'select': one_of('', 'validation_loss', 'reward')},
+  configs.Collect: {'labels': ONE, 'others': NONE, 'temperature': NONE, 'batch': ONE,
+                    'seed': WHOLE, 'prompt_cut': CUT},
   configs.Reward: {
     'k_max': NONE, 'batch': ONE, 'microbatch': NONE, 'epochs': ABOVE, 'heldout': BELOW,
-    'evaluate_every': NONE},
+    'evaluate_every': NONE, 'seed': WHOLE, 'prompt_cut': CUT},
   configs.PPO: {
     'episodes': ONE, 'minibatch': ONE, 'microbatch': NONE, 'epochs': ONE, 'updates': ONE,
     'kl_coef': NONE, 'kl_target': NONE, 'kl_horizon': ONE, 'ptx_coef': NONE, 'ptx_ratio': NONE,
     'clip': CLIP, 'value_clip': NONE, 'discount': SHARE, 'gae_lambda': SHARE, 'temperature': ABOVE,
-    'ema': BELOW, 'rollout_chunks': ONE, 'evaluate_every': NONE, 'evaluation_size': ONE},
+    'ema': BELOW, 'rollout_chunks': ONE, 'evaluate_every': NONE, 'evaluation_size': ONE,
+    'seed': WHOLE, 'prompt_cut': CUT},
   configs.Sampled: {'temperature': NONE, 'best_of': ONE},
-  configs.Evaluate: {'batch': ONE},
-  configs.Sweep: {'spacing': ABOVE, 'samples': ONE, 'best_of': NONE, 'batch': ONE}}
+  configs.Evaluate: {'batch': ONE, 'seed': WHOLE, 'prompt_cut': CUT},
+  configs.Sweep: {'spacing': ABOVE, 'samples': ONE, 'best_of': NONE, 'batch': ONE, 'seed': WHOLE}}
+
+# What the sources of a field may be. Prompts of 'prompts' sources come from files of any kind but
+# text; who samples only takes them from demonstrations as well.
+ASKED = ('prompts', 'demonstrations')
+SOURCES: Mapping[type, Mapping[str, tuple[str, ...]]] = {
+  configs.Language: {'data': ('text', 'demonstrations'), 'pretraining': ('text',),
+                     'prompts': ASKED},
+  configs.Collect: {'prompts': ASKED},
+  configs.Reward: {'data': ('rankings',), 'heldout_data': ('rankings',)},
+  configs.PPO: {'prompts': ('prompts',), 'pretraining': ('text',), 'evaluation_prompts': ASKED},
+  configs.Evaluate: {'prompts': ASKED, 'text': ('text',), 'rankings': ('rankings',)},
+  configs.Sweep: {'text': ('text',)}}
 
 
 def check(where: Callable[[str], str], config: Any, path: str = '') -> None:
@@ -57,6 +84,12 @@ def check(where: Callable[[str], str], config: Any, path: str = '') -> None:
     value = getattr(config, name)
     if not fits(value):
       raise BadInput(f'{where(f"{path}{name}")} is {value!r}; expected {words}')
+  for name, kinds in SOURCES.get(type(config), {}).items():
+    value = getattr(config, name)
+    for number, source in enumerate(value if isinstance(value, tuple) else ()):
+      if source.kind not in kinds:
+        raise BadInput(f'{where(f"{path}{name}.{number}.kind")} is {source.kind!r}; expected '
+                       f'{" or ".join(map(repr, kinds))}')
   for name, inside in _parts(config):
     check(where, inside, f'{path}{name}.')
 

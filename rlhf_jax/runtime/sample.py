@@ -50,7 +50,7 @@ def sample(place: builders.Place, model: str, prompt: str | None = None, count: 
   if min(count, max_tokens) < 0 or temperature < 0:
     raise BadInput('-n, --max-tokens and --temperature must not be negative')
   prompts = [prompt] * (count or 1) if prompt is not None else _prompts(
-    config, parent.tokenizer, place, count or 4)
+    config, parent.tokenizer, place, count)
   tokens = max(len(parent.tokenizer.encode_prompt(p)) for p in prompts)
   if not tokens:
     raise BadInput(f'{model} has no token that starts a text: give a --prompt that is not empty')
@@ -129,12 +129,12 @@ def _prompts(config: configs.Language | configs.PPO | None, tokenizer: Tokenizer
   if sources:
     found, _ = builders.read_prompts(sources, tokenizer, dataclasses.replace(
       place, skip_bad_rows=True), builders.Limits.like(config))
-    return [record.prompt for record in found[:count]]
+    return [record.prompt for record in found[:count or 4]]
   lines = [] if sys.stdin.isatty() else [line.rstrip('\n') for line in sys.stdin]
   if not lines:
     raise BadInput(
       'this run has no prompts of its own: give --prompt TEXT, or prompts on stdin, one a line')
-  return lines
+  return lines[:count or None]
 
 
 def _reward(folder: Path, run: str, config: configs.Language | configs.PPO) -> Parent | None:

@@ -138,7 +138,7 @@ class _Sweep:
                      'evaluation_prompts; name some')
     builders.require(self.sweep.text, place)
     left = [p for p in wanted if not (folder / p.name / 'finished.json').exists()]
-    inputs.check([point.config for point in left], place)
+    inputs.check({point.name: point.config for point in left}, place)
     while bases:  # none named would be all
       try:
         loop.run_file(self.experiment, bases, place, self.options)

@@ -113,8 +113,6 @@ def _check(config, place):
     raise configs.BadInput(f"select {config.select!r}: expected 'validation_loss' or 'reward'")
   if place is None:
     return
-  if config.select == 'validation_loss' and not config.heldout:
-    raise configs.BadInput("select 'validation_loss' needs heldout above 0")
   if config.select == 'reward' and not (config.reward and config.prompts and config.init_from):
     raise configs.BadInput("select 'reward' needs init_from, a reward run and validation prompts")
 
@@ -146,6 +144,8 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
   train, heldout, steps = None, {}, config.steps
   if place is not None:
     train, heldout = _rows(config, tokenizer, place)
+    if config.select == 'validation_loss' and not len(heldout['validation']):
+      raise configs.BadInput(f"select 'validation_loss': heldout {config.heldout} keeps no record")
     steps = steps or max(1, round(train.epoch * config.epochs))
   steps = max(steps, 1)
   # Without a key there is no dropout.

@@ -81,3 +81,5 @@ def test_what_cannot_be():
     batches([], 4, 0)
   with pytest.raises(BadInput, match='leave room in a batch of 4'):
     mixed(rows(4), rows(4), 4, 1.0, 0)
+  with pytest.raises(BadInput, match=r'0\.1 of a batch of 4 is not a row'):
+    mixed(rows(4), rows(4), 4, 0.1, 0)

@@ -37,6 +37,7 @@ def read(path, reader='', kind='rankings', skip=False):
 @pytest.mark.parametrize(('name', 'content'), [
   ('a.jsonl', lines(ROWS)),
   ('a.JSONL', lines(ROWS)),
+  ('a.JSONL.GZ', gzip.compress(lines(ROWS), mtime=0)),
   ('a.jsonl.gz', gzip.compress(lines(ROWS), mtime=0)),
   ('a.json', lines(ROWS)),  # lines in spite of the name
   ('a.json', json.dumps(ROWS, indent=1).encode()),

@@ -248,6 +248,24 @@ def test_models_already_evaluated_are_not_sampled_again(told, made, monkeypatch)
   assert (folder / 'evaluations' / 'sft.jsonl').read_bytes() == rows
 
 
+def test_models_evaluated_on_other_prompts_are_evaluated_again(made, tmp_path):
+  config, parents, place = made
+
+  def won(count):
+    path = tmp_path / 'few.jsonl'
+    path.write_text(''.join(json.dumps({'prompt': f'tell us of {i}'}) + '\n' for i in range(count)))
+    changed = dataclasses.replace(
+      config, judge='', text=(), rankings='', models={k: MODELS[k] for k in ('sft', 'gpt')},
+      prompts=(configs.Source('prompts', (str(path),)),))
+    told = evaluate.run(changed, parents, place, tmp_path / 'evaluation', 'evaluation')
+    assert all('of' not in entry for entry in told['models'].values())
+    return {name: entry['win_rate_vs_sft']['n'] for name, entry in told['models'].items()}
+
+  assert won(12) == {'sft': 12, 'gpt': 12}
+  (tmp_path / 'evaluation' / 'evaluations' / 'gpt.json').unlink()  # as a kill leaves it
+  assert won(7) == {'sft': 7, 'gpt': 7}
+
+
 @pytest.mark.parametrize('calls', [2, 4, 17])
 def test_killed_in_the_middle_of_a_model_it_samples_no_batch_twice(
     told, made, tmp_path, monkeypatch, calls):

@@ -96,7 +96,9 @@ def world(tmp_path, monkeypatch):
   )
   judges = {'plain': Judge(), 'calibrated': Calibrated(),
             'indifferent': lambda prompt, texts, labeler: records.Judgement(
-              (0.0,) * len(texts), (1,) * len(texts), ({},) * len(texts))}
+              (0.0,) * len(texts), (1,) * len(texts), ({},) * len(texts)),
+            'from 0': lambda prompt, texts, labeler: records.Judgement(
+              (0.0,) * len(texts), tuple(range(len(texts))))}
   monkeypatch.setattr(records, 'load_judge', lambda name: judges[name])
   config = configs.Collect(
     prompts=(configs.Source(kind='prompts', files=(str(tmp_path / 'prompts.jsonl'),)),),
@@ -292,6 +294,7 @@ def test_killed_while_the_judge_is_calibrated(world, monkeypatch, calls):
 
 @pytest.mark.parametrize('changes, message', [
   ({'judge': 'indifferent'}, 'tied all responses'),
+  ({'judge': 'from 0'}, r'found the ranks \(0, 1.*expected 1 for the best'),
   ({'k': (1, 9)}, r'2 <= fewest'),
   ({'k': (5, 4)}, r'2 <= fewest'),
   ({'k': (4, 9), 'others': 4}, 'others: expected 0 to 3'),

@@ -86,6 +86,17 @@ def test_a_run_nobody_wrote_has_near_misses(written):
     experiment.order(written(GOOD), ['rewrad'])
 
 
+def test_a_mark_of_the_byte_order_and_a_default_that_is_a_name(tmp_path):
+  file = tmp_path / 'mine.py'
+  body = "STEPS = 5\ndef runs(\n  text: str,  # a file\n  steps: int = STEPS,  # how many\n):\n"
+  file.write_text('from rlhf_jax.configs import *\n' + body +
+                  "  return {'gpt': Language(data=(Source(files=(text,)),), steps=steps)}\n",
+                  encoding='utf-8-sig')
+  assert [(one.option, one.required, one.doc) for one in experiment.parameters(file)] == [
+    ('--text', True, 'a file'), ('--steps', False, 'how many')]
+  assert experiment.load(file, {'text': 'a.txt'}).runs['gpt'].steps == 5
+
+
 def test_experiment_files_import_each_other(tmp_path, written):
   (tmp_path / 'sizes_of_mine.py').write_text('STEPS = 5\n')
   read = written('from sizes_of_mine import STEPS\n' + GOOD.replace('steps=3', 'steps=STEPS'))

@@ -140,10 +140,10 @@ def test_a_reward_model_reads_the_demonstrations_of_its_parent(data, begun):
   folder = begun.parent / 'sft'
   rankings = configs.Reward(data=(configs.Source(kind='rankings', files=('a.jsonl',)),),
                             init_from='sft')
-  inputs.check([rankings], at(begun, one))  # no such run yet: nothing is known
+  inputs.check({'rankings': rankings}, at(begun, one))  # no such run yet: nothing is known
   stale = dataclasses.replace(sft, data=(dataclasses.replace(source, files=('gone.jsonl',)),))
   workdir.write_json(folder / 'config.json', workdir.describe(stale, {}))
-  inputs.check([rankings], at(begun, one))  # it will be made with another config
+  inputs.check({'rankings': rankings}, at(begun, one))  # it will be made with another config
   workdir.write_json(folder / 'config.json', workdir.describe(sft, {}))
   workdir.write_json(folder / 'finished.json', {})
   inputs.settle(begun, rankings, at(begun, one))
@@ -156,7 +156,31 @@ def test_a_reward_model_reads_the_demonstrations_of_its_parent(data, begun):
   assert 'demonstrations: data.0' in workdir.read_json(begun / 'inputs.json')['sha256']
   (one / 'd.jsonl').unlink()
   with pytest.raises(configs.BadInput, match=r'd\.jsonl'):
-    inputs.check([named], at(begun, one))
+    inputs.check({'named': named}, at(begun, one))
+
+
+def test_another_reward_function_is_another_run(data, begun, tmp_path):
+  code = tmp_path / 'reward.py'
+  code.write_text('def score(tokens, valid, mask):\n  return mask.sum(1)\n')
+  place = at(begun, data('one', 'cat'))
+  ppo = configs.PPO(reward=f'{code}:score', prompts=(configs.Source('prompts', ('a.jsonl',)),))
+  inputs.settle(begun, ppo, place)
+  inputs.settle(begun, ppo, place)
+  code.write_text('def score(tokens, valid, mask):\n  return -mask.sum(1)\n')
+  with pytest.raises(inputs.Changed, match=r'the content of reward \(.*reward\.py:score\)'):
+    inputs.settle(begun, ppo, place)
+
+
+@pytest.mark.parametrize(('config', 'said'), [
+  (configs.PPO(ptx_ratio=0.0), r"runs\['a'\]\.prompts: names no data"),
+  (configs.Language(), r"runs\['a'\]\.data: names no data"),
+  (configs.Language(data=(TEXT,), pretraining_share=0.1),
+   r"runs\['a'\]\.pretraining: names no data, expected a Source, since pretraining_share is 0\.1"),
+  (configs.Collect(prompts=(TEXT,), judge='mine.judge'), r"\['a'\]\.judge 'mine\.judge': expec"),
+  (configs.Evaluate(prompts=(TEXT,), judge='mine'), r"runs\['a'\]\.judge 'mine': expected module")])
+def test_what_names_nothing_is_told_before_the_first_run(data, begun, config, said):
+  with pytest.raises(configs.BadInput, match=said):
+    inputs.check({'a': config}, at(begun, data('one', 'cat')))
 
 
 def test_a_finished_run_on_other_data_is_told_beside_a_new_one(data, tmp_path, caplog):

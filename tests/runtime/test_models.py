@@ -10,11 +10,13 @@ import pytest
 import safetensors.numpy
 import tokenizers
 
+from rlhf_jax import configs
 from rlhf_jax.__main__ import main
 from rlhf_jax.configs import BadInput
+from rlhf_jax.data.builders import Place
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import huggingface, transformer
-from rlhf_jax.runtime import export, models, perplexity, sample
+from rlhf_jax.runtime import export, models, perplexity, sample, workdir
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 SHARED = ROOT.parent / 'shared' / 'data'
@@ -95,6 +97,7 @@ def test_with_everything_given(tmp_path, capsys):
                '--model', str(model), '--rankings', str(file), '--demonstrations',
                str(demonstrations), '--prompts', str(demonstrations), '--text', str(text),
                '--prompt-length', '8', '--response-length', '8', '--sft.batch', '4',
+                   '--sft.pretraining_share', '0.25',
                '--reward.batch', '4', '--ppo_ptx.updates', '1', '--ppo_ptx.episodes', '8',
                '--ppo_ptx.minibatch', '4']) == 0
   assert 'skipped' not in capsys.readouterr().out
@@ -183,6 +186,23 @@ def test_a_command_names_one_model(tmp_path, capsys):
 def test_export_refuses(tmp_path):
   with pytest.raises(BadInput, match="has no run 'sft'"):
     export.export(tmp_path, 'sft', tmp_path / 'out')
+  for name in ('sft', 'other'):
+    workdir.write_json(tmp_path / name / 'config.json', workdir.describe(configs.Language(), {}))
+  before = (tmp_path / 'other' / 'config.json').read_bytes()
+  with pytest.raises(BadInput, match=r'--out .*other: is the folder of a run'):
+    export.export(tmp_path, 'sft', tmp_path / 'other')
+  assert (tmp_path / 'other' / 'config.json').read_bytes() == before
+
+
+def test_perplexity_is_over_every_text_even_twice(tmp_path):
+  file = tmp_path / 'a.jsonl'
+  same = 'the cat sat ' * 40
+  texts = ['a', 'a', same, same + 'b']
+  file.write_text(''.join(json.dumps({'text': text}) + '\n' for text in texts) + '{"txt": 1}\n')
+  found, refused = perplexity.texts_of([file, file], Place(tmp_path, None, True))
+  assert found == texts * 2 and refused == 2
+  with pytest.raises(BadInput, match='nowhere'):
+    perplexity.texts_of([tmp_path / 'nowhere.txt'], Place(tmp_path))
 
 
 def test_perplexity_by_hand(tmp_path):

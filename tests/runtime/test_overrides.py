@@ -39,6 +39,8 @@ def changed(*words, seed=None):
   (['--gpt.data.1.size', '9'], 9, lambda r: r['gpt'].data[1].size),
   (['--gpt.data.0.files', 'a.jsonl,b.jsonl'], ('a.jsonl', 'b.jsonl'),
    lambda r: r['gpt'].data[0].files),
+  (['--gpt.data.0.files', '(old)/a.jsonl'], ('(old)/a.jsonl',), lambda r: r['gpt'].data[0].files),
+  (['--gpt.data.0.files', '[a.jsonl]'], ('a.jsonl',), lambda r: r['gpt'].data[0].files),
   (['--rankings.k', '2,5'], (2, 5), lambda r: r['rankings'].k),
   (['--rankings.k', '(2, 5)'], (2, 5), lambda r: r['rankings'].k),
   (['--rankings.labelers', 'c'], ('c',), lambda r: r['rankings'].labelers),

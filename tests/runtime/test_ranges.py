@@ -57,11 +57,15 @@ def test_shares_steps_and_sizes_have_a_range():
   ('gpt.epochs', 0.0, 'above 0'), ('gpt.microbatch', -1, 'at least 0'),
   ('gpt.model.dropout', 1.5, 'from 0 to below 1'), ('gpt.optimizer.warmup', -1, 'at least 0'),
   ('gpt.mesh.data', 0, 'at least 1, or -1'), ('ppo.mesh.fsdp', -1, 'at least 1'),
-  ('gpt.data.0.size', -1, 'at least 0'),
+  ('gpt.data.0.size', -1, 'at least 0'), ('gpt.model.heads', 0, 'at least 1'),
+  ('gpt.model.layers', 0, 'at least 1'), ('gpt.model.rotary', 1.5, 'from 0 to 1'),
+  ('gpt.seed', -1, 'a whole number from 0'), ('gpt.optimizer.schedule', 'linear', "'cosine' or"),
+  ('ppo.prompt_cut', 'tail', "'refuse' or 'head'"), ('gpt.select', 'loss', "'' or 'validation"),
+  ('gpt.data.0.kind', 'prompts', "'text' or 'demonstrations'"),
   ('measured.models.sft.temperature', -1.0, 'at least 0')])
 def test_an_option_out_of_its_range_is_told(file, path, value, words):
   run, field = path.split('.', 1)
-  with pytest.raises(BadInput, match=rf"e\.py:\d+: runs\['{run}'\]\.{field} is {value}; expected "
+  with pytest.raises(BadInput, match=rf"e\.py:\d+: runs\['{run}'\]\.{field} is {value!r}; expected "
                                      f'{words}'):
     overrides.apply(experiment.load(file()), [(path, str(value))])
 

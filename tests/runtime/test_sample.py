@@ -84,6 +84,8 @@ def test_without_a_prompt_the_runs_own_or_stdin(place, monkeypatch):
     'One. Two. three three three three']
   monkeypatch.setattr('sys.stdin', io.StringIO('three\ntwo\n'))
   assert [one.prompt for one in sample.sample(place, 'sft')] == ['three', 'two']
+  monkeypatch.setattr('sys.stdin', io.StringIO('three\ntwo\n'))
+  assert [one.prompt for one in sample.sample(place, 'sft', count=1)] == ['three']
   with pytest.raises(configs.BadInput, match='give --prompt TEXT'):
     sample.sample(place, 'sft')
 
@@ -103,6 +105,11 @@ def test_limits(place):
 def test_runs_that_cannot_be_sampled(place, run, said):
   with pytest.raises(configs.BadInput, match=said):
     sample.sample(place, run, 'one')
+
+
+def test_an_average_that_was_not_kept(place):
+  with pytest.raises(configs.BadInput, match=r'sft: kept no average of its weights \(ema is 0\)'):
+    checkpoint.load_parent(place.workdir / 'sft', 'ema')
 
 
 def test_a_run_that_is_not_finished(place):
