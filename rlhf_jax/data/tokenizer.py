@@ -35,6 +35,16 @@ _BOSES = (BOS, '<s>', '<bos>', '<|begin_of_text|>', '<|endoftext|>')
 _EOSES = (EOS, '</s>', '<eos>', '<|eot_id|>', '<|im_end|>', '<|end_of_text|>', '<|endoftext|>')
 
 
+def same_ids(one: Any, other: Any) -> bool:
+  """Whether two tokenizers give a text the same ids; an exported tokenizer.json has more in it."""
+  parts = []
+  for tokenizer in (one, other):
+    told = json.loads(getattr(tokenizer, 'json', '{}'))
+    parts.append([told.get(key) for key in ('normalizer', 'pre_tokenizer', 'model', 'added_tokens')]
+                 + [getattr(tokenizer, name, None) for name in ('pad', 'start', 'ends')])
+  return parts[0] == parts[1]
+
+
 class Tokenizer:
   """Ids: `pad`; `bos` (None where there is none); `eos`, written after texts and responses; `ends`,
   all that end a response, eos first; `start`, what texts begin with, [bos] or nothing.

@@ -23,6 +23,7 @@ import numpy as np
 
 from rlhf_jax import configs
 from rlhf_jax.data import builders, processes, records, sources, store
+from rlhf_jax.data.tokenizer import same_ids
 from rlhf_jax.evaluation import judged, results, text_loss
 from rlhf_jax.feedback.pieces import Pieces, fingerprint, packed, unpacked
 from rlhf_jax.model import responses
@@ -111,20 +112,17 @@ def _check(evaluation: _Evaluation) -> None:
     if needed > context:
       raise configs.BadInput(f'{field}: prefix, prompt_length and response_length need {needed} '
                              f'tokens, its context is {context}')
-  same = _ids(evaluation.model(config.against).tokenizer)
+  longest = config.prompt_length + config.response_length
+  if config.reward and longest > (context := evaluation.parents['reward'].model.context):
+    raise configs.BadInput(f'{name}.reward: prompt_length and response_length need {longest} '
+                           f'tokens, its context is {context}')
+  same = evaluation.model(config.against).tokenizer
   others = {f'models[{label!r}]': evaluation.model(label).tokenizer for label in config.models}
   others |= {'reward': evaluation.parents['reward'].tokenizer} if config.reward else {}
   for field, tokenizer in others.items():  # KL and scores are asked for with the tokens sampled
-    if _ids(tokenizer) != same:
+    if not same_ids(tokenizer, same):
       raise configs.BadInput(f'{name}.{field}: has another tokenizer than {config.against!r}; '
                              'evaluate models of one family together')
-
-
-def _ids(tokenizer: Any) -> Any:
-  """What says which text has which ids; an exported tokenizer.json has more in it."""
-  told = json.loads(getattr(tokenizer, 'json', '{}'))
-  return {key: value for key, value in told.items() if key in (
-    'normalizer', 'pre_tokenizer', 'model', 'added_tokens')}
 
 
 def _lengths(evaluation: _Evaluation, label: str) -> tuple[int, int]:

@@ -56,6 +56,10 @@ def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Pla
   """
   _check(config, name)
   policy = parents['policy']
+  longest = config.prompt_length + config.response_length
+  if longest > policy.model.context:
+    raise configs.BadInput(f'{name}: prompt_length and response_length need {longest} tokens, the '
+                           f'context of its policy is {policy.model.context}')
   store.make(folder)
   prompts, card = builders.read_prompts(
     config.prompts, policy.tokenizer, place, builders.Limits.like(config))

@@ -5,11 +5,13 @@ shape. Leave: NamedShardings for states and batches, constraints inside jitted c
 Left out: pipeline parallelism; several slices.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding, PartitionSpec
@@ -40,6 +42,18 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
   if jax.sharding.get_abstract_mesh().empty:
     return x
   return jax.lax.with_sharding_constraint(x, spec(axes))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def looked_up(table: jax.Array, ids: jax.Array, dtype: Any, rows: str | None) -> jax.Array:
+  """table[ids] in a type; its gradient adds up in float32, since bfloat16 stops after 256 parts."""
+  return constrain(table.astype(dtype), rows, None)[ids]
+
+
+looked_up.defvjp(
+  lambda table, ids, dtype, rows: (looked_up(table, ids, dtype, rows), (table, ids)),
+  lambda dtype, rows, given, gradient: (constrain(jnp.zeros_like(given[0]).at[given[1]].add(
+    gradient.astype(given[0].dtype)), rows, None), None))
 
 
 def in_compute_type(params: Any, dtype: Any) -> Any:

@@ -25,7 +25,7 @@ from rlhf_jax import configs
 from rlhf_jax.model.attention import attend, causal, has_kernel
 from rlhf_jax.model.norms import normalize
 from rlhf_jax.model.positions import head_size, rotary_size, rotate, turns
-from rlhf_jax.model.sharding import constrain
+from rlhf_jax.model.sharding import constrain, looked_up
 
 Params = Any
 TABLE_MULTIPLE = 64  # the embedding table's rows are padded to it: it divides over a mesh
@@ -111,7 +111,7 @@ class Project(nn.Module):
     if self.bias:
       bias = self.param('bias', named(nn.initializers.zeros, self.axes[self.inputs:]),
                         self.shape[self.inputs:])
-      y = y + bias.astype(x.dtype)
+      y = y + jnp.broadcast_to(bias, y.shape).astype(x.dtype)  # cast last: a float32 gradient
     return y
 
 
@@ -318,9 +318,9 @@ def run_blocks(config: configs.Model, params: Params, tokens: chex.Array, positi
     if config.scan), None where no cache is written or kept.
   """
   dtype = jnp.dtype(config.compute)
-  x = constrain(params['embed']['tokens'].astype(dtype), 'vocabulary', None)[tokens]
+  x = looked_up(params['embed']['tokens'], tokens, dtype, 'vocabulary')
   if config.positions == 'learned':
-    x = x + params['embed']['positions'].astype(dtype)[positions]
+    x = x + looked_up(params['embed']['positions'], positions, dtype, None)
   x = constrain(x, 'batch', None, None)
   turn = turns(config, positions) if config.positions == 'rope' else None
   banded, band = None, None

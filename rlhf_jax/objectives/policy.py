@@ -123,9 +123,9 @@ def adapt_kl_coef(kl_coef: chex.Array, kl: chex.Array, target: float, episodes: 
 
 
 def explained_variance(values: chex.Array, returns: chex.Array, mask: chex.Array) -> chex.Array:
-  """1 − E[(G−V)²] / Var[G] over the masked positions."""
+  """1 − E[(G−V)²] / Var[G] over the masked positions; NaN of returns that are all alike."""
   count = jnp.maximum(jnp.sum(mask), 1)
   mean = jnp.sum(jnp.where(mask, returns, 0.0)) / count
   variance = jnp.sum(jnp.where(mask, (returns - mean)**2, 0.0)) / count
   error = jnp.sum(jnp.where(mask, (returns - values)**2, 0.0)) / count
-  return 1.0 - error / (variance + 1e-8)
+  return jnp.where(variance > 1e-8, 1.0 - error / (variance + 1e-8), jnp.nan)

@@ -50,11 +50,11 @@ RANGES: Mapping[type, Mapping[str, Range]] = {
     'k_max': NONE, 'batch': ONE, 'microbatch': NONE, 'epochs': ABOVE, 'heldout': BELOW,
     'evaluate_every': NONE, 'seed': WHOLE, 'prompt_cut': CUT},
   configs.PPO: {
-    'episodes': ONE, 'minibatch': ONE, 'microbatch': NONE, 'epochs': ONE, 'updates': ONE,
-    'kl_coef': NONE, 'kl_target': NONE, 'kl_horizon': ONE, 'ptx_coef': NONE, 'ptx_ratio': NONE,
-    'clip': CLIP, 'value_clip': NONE, 'discount': SHARE, 'gae_lambda': SHARE, 'temperature': ABOVE,
-    'ema': BELOW, 'rollout_chunks': ONE, 'evaluate_every': NONE, 'evaluation_size': ONE,
-    'seed': WHOLE, 'prompt_cut': CUT},
+    'response_length': ONE, 'episodes': ONE, 'minibatch': ONE, 'microbatch': NONE, 'epochs': ONE,
+    'updates': ONE, 'kl_coef': NONE, 'kl_target': NONE, 'kl_horizon': ONE, 'ptx_coef': NONE,
+    'ptx_ratio': NONE, 'clip': CLIP, 'value_clip': NONE, 'discount': SHARE, 'gae_lambda': SHARE,
+    'temperature': ABOVE, 'ema': BELOW, 'rollout_chunks': ONE, 'evaluate_every': NONE,
+    'evaluation_size': ONE, 'seed': WHOLE, 'prompt_cut': CUT},
   configs.Sampled: {'temperature': NONE, 'best_of': ONE},
   configs.Evaluate: {'batch': ONE, 'seed': WHOLE, 'prompt_cut': CUT},
   configs.Sweep: {'spacing': ABOVE, 'samples': ONE, 'best_of': NONE, 'batch': ONE, 'seed': WHOLE}}

@@ -107,10 +107,9 @@ def _model(config, parents, tokenizer):
 
 def _check(config, place):
   """BadInput for settings that do not go together."""
-  stage.check(config.optimizer, config.batch, 'batch')
   stage.pieces_of(config.batch, config.microbatch, 'batch')
-  if config.select not in ('', 'validation_loss', 'reward'):
-    raise configs.BadInput(f"select {config.select!r}: expected 'validation_loss' or 'reward'")
+  if config.select and config.ema:
+    raise configs.BadInput('select and ema: the average is of the last step, not of the chosen one')
   if place is None:
     return
   if config.select == 'reward' and not (config.reward and config.prompts and config.init_from):
@@ -128,17 +127,16 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
       model.vocabulary must be set).
 
   Raises:
-    BadInput: unreadable data, lengths beyond the model's context, microbatches that do not divide
-      the batch.
+    BadInput: unreadable data, rows beyond a context, microbatches that divide no batch.
   """
   _check(config, place)
   tokenizer = (None if place is None and config.model.vocabulary else _tokenizer(
     config, parents, place))
   model = _model(config, parents, tokenizer)
+  if config.select == 'reward' and 'reward' in parents:
+    stage.check_beside('reward', parents['reward'], tokenizer, config)
   length, targets = _sizes(config)
-  if length > model.context:
-    raise configs.BadInput(
-      f'rows of {length} tokens do not fit the model: raise model.context ({model.context})')
+  stage.check_fits(length, model)
   shape = lambda dtype: jax.ShapeDtypeStruct((config.batch, length), dtype)
   shapes = {'tokens': shape(np.int32), 'valid': shape(np.bool_), 'mask': shape(np.bool_)}
   train, heldout, steps = None, {}, config.steps

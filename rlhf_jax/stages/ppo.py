@@ -250,34 +250,27 @@ def ptx_gradient(config: configs.PPO, models: Models, state: State, text: dict) 
 # ----- the stage
 
 
-def _check(config, policy, others):
+def _check(config, policy):
   """BadInput for numbers that do not go together."""
   def refuse(wrong, text):
     if wrong:
       raise configs.BadInput(text)
 
-  stage.check(config.policy_optimizer, config.episodes, 'episodes')
-  stage.check(config.value_optimizer, config.minibatch, 'minibatch')
   refuse(config.episodes % config.minibatch,
          f'minibatch {config.minibatch} does not divide episodes {config.episodes}')
   refuse(config.episodes % config.rollout_chunks,
          f'rollout_chunks {config.rollout_chunks} does not divide episodes {config.episodes}')
   stage.pieces_of(config.minibatch, config.microbatch, 'minibatch')
-  rows = config.ptx_ratio * config.episodes
+  rows = round(config.ptx_ratio * config.episodes, 6)
   refuse(rows % (config.episodes // config.minibatch),
-         f'ptx_ratio {config.ptx_ratio} x episodes {config.episodes} = {rows} rows of text cannot '
-         f'be dealt to {config.episodes // config.minibatch} minibatches')
-  refuse(config.response_length < 1, 'response_length 0: expected at least one token')
-  refuse(config.temperature <= 0, f'temperature {config.temperature}: PPO needs a positive one')
-  refuse(config.kl_target < 0 or config.kl_horizon <= 0,
-         f'kl_target {config.kl_target} must be 0 (fixed kl_coef) or positive, '
-         f'kl_horizon {config.kl_horizon} positive')
-  refuse(config.kl_coef < 0 or config.ptx_coef < 0, 'kl_coef and ptx_coef must not be negative')
-  whole, text = config.prompt_length + config.response_length, config.text_length
-  longest = max(whole, text if config.ptx_ratio else 0)
-  for tokens, model in [(longest, policy), *((whole, other) for other in others)]:
-    refuse(tokens > model.context,
-           f'rows of {tokens} tokens do not fit the model: its context is {model.context}')
+         f'ptx_ratio {config.ptx_ratio}: {rows:g} rows of text cannot be dealt to '
+         f'{config.episodes // config.minibatch} minibatches')
+  refuse(config.kl_target and config.episodes >= 5 * config.kl_horizon,
+         f'kl_horizon {config.kl_horizon} must be more than a fifth of episodes {config.episodes}, '
+         'or kl_coef changes its sign')
+  refuse(config.kl_target and not config.kl_coef, 'kl_coef 0: kl_target cannot move it')
+  stage.check_fits(max(config.prompt_length + config.response_length,
+                       config.text_length if config.ptx_ratio else 0), policy)
 
 
 def _shapes(config):
@@ -319,14 +312,11 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
   custom = None if 'reward' in parents else records.load(config.reward, 'reward function')
   role, value_params = _value_start(config, parents, jax.random.key(config.seed + 1))
   value = dataclasses.replace(parents[role].model, dropout=0.0)
-  _check(config, policy, [value] if custom else [value, parents['reward'].model])
+  _check(config, policy)
   shapes = _shapes(config)
   tokenizer = base.tokenizer
-  for name in ('reward', 'value'):
-    if name in parents and getattr(parents[name].tokenizer, 'json', None) != getattr(
-        tokenizer, 'json', None):
-      raise configs.BadInput(f'{name} and policy have different tokenizers: train {name} from a '
-                             'model of the same family')
+  for name in sorted(parents.keys() & {'reward', 'value'}):
+    stage.check_beside(name, parents[name], tokenizer, config)
   eos, pad = (tokenizer.ends, tokenizer.pad) if tokenizer is not None else (0, 1)
 
   def score(params, tokens, valid, mask):

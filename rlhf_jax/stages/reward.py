@@ -147,17 +147,13 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
     place: where data is built; None: shapes only.
 
   Raises:
-    BadInput: unreadable rankings, rows beyond the model's context, microbatches that do not divide
-      the batch.
+    BadInput: unreadable rankings, rows beyond the context, microbatches that divide no batch.
   """
-  stage.check(config.optimizer, config.batch, 'batch')
   stage.pieces_of(config.batch, config.microbatch, 'batch')
   parent = parents['init_from']
   model = dataclasses.replace(parent.model, dropout=0.0)  # the paper names none here
   length = config.prompt_length + config.response_length
-  if length > model.context:
-    raise configs.BadInput(
-      f'rows of {length} tokens do not fit the model: raise model.context ({model.context})')
+  stage.check_fits(length, model)
   train, heldout, demonstrations, steps = None, {}, None, 1
   if place is None and not config.k_max:
     raise configs.BadInput('k_max 0 (as many as the data has): without data name a number')

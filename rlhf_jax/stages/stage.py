@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from rlhf_jax import configs
+from rlhf_jax.data.tokenizer import same_ids
 from rlhf_jax.model import sharding, transformer
 
 
@@ -149,12 +150,19 @@ def accumulate(loss: Callable, params: Any, batch: Any, pieces: int,
   return jax.lax.scan(lambda total, rows: (add(total, rows), None), zero, split)[0]
 
 
-def check(config: configs.Optimizer, batch: int, name: str) -> None:
-  """BadInput for a schedule that is not known, or a batch without rows."""
-  if config.schedule not in ('cosine', 'constant'):
-    raise configs.BadInput(f"schedule {config.schedule!r}: expected 'cosine' or 'constant'")
-  if batch < 1:
-    raise configs.BadInput(f'{name} {batch}: expected at least 1')
+def check_fits(length: int, model: configs.Model, role: str = 'model') -> None:
+  """BadInput for rows longer than a model's context."""
+  if length > model.context:
+    raise configs.BadInput(f'rows of {length} tokens do not fit the {role}: its model.context is '
+                           f'{model.context}')
+
+
+def check_beside(role: str, other: Parent, tokenizer: Any, config: Any) -> None:
+  """BadInput for a model that is to read what a policy says and cannot."""
+  check_fits(config.prompt_length + config.response_length, other.model, f'{role} model')
+  if not same_ids(other.tokenizer, tokenizer):
+    raise configs.BadInput(f'{role} and policy have different tokenizers: train {role} from a '
+                           'model of the same family')
 
 
 def pieces_of(batch: int, microbatch: int, name: str) -> int:

@@ -110,7 +110,7 @@ def world(tmp_path, monkeypatch):
     seed=3,
   )
   place = builders.Place(tmp_path)
-  parent = types.SimpleNamespace(model=None, params=None, tokenizer=Tokenizer())
+  parent = types.SimpleNamespace(model=configs.Model(), params=None, tokenizer=Tokenizer())
 
   def run(folder, calls=None, **changes):
     policy = Policy(calls)
@@ -297,6 +297,7 @@ def test_killed_while_the_judge_is_calibrated(world, monkeypatch, calls):
   ({'judge': 'from 0'}, r'found the ranks \(0, 1.*expected 1 for the best'),
   ({'k': (1, 9)}, r'2 <= fewest'),
   ({'k': (5, 4)}, r'2 <= fewest'),
+  ({'prompt_length': 4000}, 'the context of its policy is'),
   ({'k': (4, 9), 'others': 4}, 'others: expected 0 to 3'),
   ({'labels': 4}, 'expected 1 to 3'),
   ({'labelers': ('x', 'x')}, 'named twice'),

@@ -368,3 +368,26 @@ def test_axes_name_every_dimension(case):
 def test_impossible_shapes_are_refused(cases, change, word):
   with pytest.raises(configs.BadInput, match=word):
     configs.check_model(dataclasses.replace(cases['llama'].config, **change))
+
+
+def test_gradients_of_tables_and_biases_add_up_in_float32():
+  """A sum in bfloat16 stands still at 256 equal parts: 8192 rows of a few common ids are many."""
+  config = configs.Model(layers=1, width=32, heads=2, vocabulary=64, context=128,
+                         positions='learned', tied=False, compute='bfloat16')
+  params = transformer.init(config, jax.random.key(0))
+  tokens = np.minimum(np.random.default_rng(0).geometric(0.2, (64, 128)), 63)
+  want = jax.random.normal(jax.random.key(1), (1, 128, config.width))  # alike in all rows
+
+  def gradient(config):
+    loss = lambda params: jnp.sum(transformer.hidden(
+      config, params, tokens, np.ones_like(tokens, bool)).astype(jnp.float32) * want)
+    return jax.jit(jax.grad(loss))(params)
+
+  found, exact = gradient(config), gradient(dataclasses.replace(config, compute='float32'))
+  far = lambda path: np.linalg.norm(path(found) - path(exact)) / np.linalg.norm(path(exact))
+  assert far(lambda g: g['embed']['tokens']) < 0.01
+  assert far(lambda g: g['embed']['positions']) < 0.01
+  for part in ('value', 'out'):
+    assert far(lambda g, part=part: g['blocks']['attention'][part]['bias']) < 0.01
+  for part in ('up', 'down'):
+    assert far(lambda g, part=part: g['blocks']['mlp'][part]['bias']) < 0.01

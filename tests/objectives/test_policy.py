@@ -256,6 +256,7 @@ def test_controller_is_the_code_form(kl, factor):
 def test_explained_variance(case):
   mask, returns = case['mask'], case['returns']
   assert float(explained_variance(returns, returns, mask)) == 1
+  assert np.isnan(explained_variance(returns, np.ones_like(returns), mask))
   constant = np.full_like(returns, returns[mask].mean())
   np.testing.assert_allclose(explained_variance(constant, returns, mask), 0, atol=1e-5)
   wanted = 1 - np.mean((returns - case['values'])[mask]**2) / returns[mask].var()

@@ -223,11 +223,21 @@ def test_bad_sizes_are_refused(bench, tiny, change, word):
     bench(dataclasses.replace(tiny.LANGUAGE, **change)).step()
 
 
-@pytest.mark.parametrize('wrong', [
-  {'select': 'typo'}, {'batch': 0}, {'optimizer': configs.Optimizer(schedule='linear')}])
-def test_settings_that_mean_nothing_are_refused(tiny, wrong):
-  with pytest.raises(configs.BadInput):
-    language.make(dataclasses.replace(tiny.LANGUAGE, **wrong), {}, None)
+def test_an_average_is_not_of_the_chosen_checkpoint(tiny):
+  with pytest.raises(configs.BadInput, match='select and ema'):
+    language.make(dataclasses.replace(tiny.LANGUAGE, select='reward', ema=0.9), {}, None)
+
+
+@pytest.mark.parametrize(('change', 'said'), [
+  ({'json': '{"model": "another"}'}, 'different tokenizers'),
+  ({'context': 8}, 'its model.context is 8')])
+def test_a_reward_model_that_cannot_read_samples_chooses_nothing(parents, tiny, change, said):
+  other = dataclasses.replace(
+    parents['reward'], tokenizer=types.SimpleNamespace(json=change.get('json', '{}')),
+    model=dataclasses.replace(parents['reward'].model, context=change.get('context', 99)))
+  config = dataclasses.replace(tiny.LANGUAGE, init_from='sft', select='reward')
+  with pytest.raises(configs.BadInput, match=said):
+    language.make(config, {'init_from': parents['init_from'], 'reward': other}, None)
 
 
 def test_a_model_without_rows_for_its_tokenizer_is_refused(tmp_path):
