@@ -229,9 +229,9 @@ def load_parent(folder: Path, weights: str = 'params',
   if processes.first():
     _check_model(folder, again)
   described = workdir.read_json(folder / 'model' / 'model.json')
-  if weights == 'ema' and not getattr(config, 'ema', 0.0):
-    raise BadInput(f'{folder}: kept no average of its weights (ema is 0); take the raw ones')
   if described is None or not (folder / 'model' / weights).exists():
+    if weights == 'ema' and not getattr(config, 'ema', 0.0):
+      raise BadInput(f'{folder}: kept no average of its weights (ema is 0); take the raw ones')
     raise BadInput(f'{folder}/model: has no {weights}; {again}')
   model = workdir.from_json(configs.Model, described['model'])
   with ocp.StandardCheckpointer() as reader:

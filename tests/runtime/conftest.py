@@ -14,7 +14,7 @@ import running
 
 from rlhf_jax import configs
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.runtime import loop
+from rlhf_jax.runtime import inputs, loop
 from rlhf_jax.stages.stage import Stage
 
 WIDTH, ROWS = 8, 6
@@ -72,6 +72,7 @@ def _install(monkeypatch: pytest.MonkeyPatch, tokenizer: Tokenizer) -> Faults:
   monkeypatch.setitem(sys.modules, module.__name__, module)
   monkeypatch.setitem(loop.STAGES, configs.Language, module.__name__)
   monkeypatch.setattr(loop, 'stopping', loop.Stopping())
+  monkeypatch.setitem(inputs.NEEDED, configs.Language, ())  # a regression reads no data
   return wrong
 
 

@@ -22,7 +22,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 SMALL = """
 --gpt.data.0.size 600 --gpt.steps 150 --gpt.evaluate_every 40
 --gpt.model.layers 1 --gpt.model.width 32 --gpt.model.heads 2
---sft.data.0.size 200 --sft.pretraining.0.size 600 --sft.batch 4 --sft.epochs 2
+--sft.data.0.size 200 --sft.pretraining.0.size 600 --sft.batch 4
+--sft.pretraining_share 0.25 --sft.epochs 2
 --sft.evaluate_every 20
 --rankings.prompts.0.size 60 --rankings.batch 16
 --rankings_heldout.prompts.0.size 20 --rankings_heldout.batch 16

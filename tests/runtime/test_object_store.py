@@ -29,7 +29,8 @@ STEPS = 8
 SMALL = """
 --gpt.data.0.size 600 --gpt.steps 120 --gpt.evaluate_every 40
 --gpt.model.layers 1 --gpt.model.width 32 --gpt.model.heads 2
---sft.data.0.size 100 --sft.pretraining.0.size 600 --sft.batch 4 --sft.epochs 1
+--sft.data.0.size 100 --sft.pretraining.0.size 600 --sft.batch 4
+--sft.pretraining_share 0.25 --sft.epochs 1
 --rankings.prompts.0.size 30 --rankings.batch 16
 --reward.batch 4 --reward.epochs 1 --checkpoint-seconds 0.5
 """.split()  # noqa: SIM905

@@ -384,7 +384,7 @@ def test_the_reward_model_reads_whole_rows_too(parents, tiny):
   """Also where the value model is another's; text is the policy's alone."""
   short = dataclasses.replace(parents['reward'], model=dataclasses.replace(
     parents['reward'].model, context=10))
-  with pytest.raises(configs.BadInput, match=r'rows of 11 tokens .* context is 10'):
+  with pytest.raises(configs.BadInput, match=r'rows of 11 tokens .*context is 10'):
     ppo.make(tiny.PPO, parents | {'reward': short, 'value': parents['reward']}, None)
   enough = dataclasses.replace(short, model=dataclasses.replace(short.model, context=11))
   longer = dataclasses.replace(tiny.PPO, text_length=16)
