@@ -20,6 +20,8 @@ from typing import Any
 
 import work
 
+if __name__ == '__main__':
+  work.begin()
 sys.path.insert(0, str(work.ROOT))
 
 import jax
@@ -85,7 +87,7 @@ def curve(wish: dict[str, Any]) -> dict[str, Any]:
   stage, state, frozen = ppo_update.make(model, config)
   weights = measure.parameters(state.policy.params)
   done = measure.steps(stage, state, frozen, [ppo_update.batch_of(model, config)],
-                       wish['updates'], warm=1)
+                       wish['updates'], warm=1, ppo=True)
   return {'parameters': weights, 'sec_per_update': round(done.seconds, 5),
           'sec_min': round(min(done.walls), 5), 'compile_seconds': round(done.compile_seconds, 2),
           'gflop_per_update': round(ppo_update.arithmetic(model, config) / 1e9, 4),

@@ -196,7 +196,8 @@ def ppo(wish: dict[str, Any]) -> dict[str, Any]:
   stage, state, frozen = ppo_update.make(model, config)
   weights = measure.parameters(state.policy.params)
   _, split = ppo_update.begun(config, stage, state, frozen, batch, wish['repeats'])
-  done = measure.steps(stage, state, frozen, [batch], wish['steps'], warm=1)  # donates it
+  done = measure.steps(stage, state, frozen, [batch], wish['steps'], warm=1,
+                       ppo=True)  # donates it
   assert done.metrics['response_length'] == config.response_length
   holder = [done.state]
 

@@ -25,7 +25,7 @@ import numpy as np
 
 from rlhf_jax import configs
 from rlhf_jax.model import attention, generate, transformer
-from rlhf_jax.runtime import executables, flops
+from rlhf_jax.runtime import executables, flops, pages
 
 
 class Endless:
@@ -100,17 +100,19 @@ class Steps:
 
 
 def steps(stage: Any, state: Any, frozen: Any, batches: Sequence[Any], count: int,
-          warm: int = 2) -> Steps:
+          warm: int = 2, ppo: bool = False) -> Steps:
   """Compiles a stage's update and runs it `warm + count` times; the state is donated.
 
   Args:
     batches: what the steps are given, in turns.
+    ppo: pages as a PPO run has them.
   """
   key, walls, cpus, rows = jax.random.key(3), [], [], []
   started = time.perf_counter()
   update = executables.update(stage, None).lower(
     state, frozen, batches[0], key, np.int32(0)).compile()
   compile_seconds = time.perf_counter() - started
+  pages.suit(update, ppo)
   for number in range(warm + count):
     wall, cpu = time.perf_counter(), time.process_time()
     state, metrics = update(state, frozen, batches[number % len(batches)], key, np.int32(number))

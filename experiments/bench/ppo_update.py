@@ -17,6 +17,8 @@ from typing import Any
 
 import work
 
+if __name__ == '__main__':
+  work.begin()
 sys.path.insert(0, str(work.ROOT))
 
 import jax
@@ -194,7 +196,7 @@ def main(words: Sequence[str] | None = None) -> None:
   # Of a copy: the phases train it.
   _, split = phases(CONFIG, stage, jax.tree.map(jnp.copy, state), frozen, batch,
                     max(1, updates // 2))
-  done = measure.steps(stage, state, frozen, [batch], updates)
+  done = measure.steps(stage, state, frozen, [batch], updates, ppo=True)
   assert done.metrics['response_length'] == CONFIG.response_length
   told = {'impl': 'rlhf_jax', 'size': options.size} | rates(
     CONFIG, done, split, arithmetic(model), rate) | measure.here()
@@ -203,4 +205,4 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 if __name__ == '__main__':
-  main()  # in small pages, as PPO runs have them
+  main()

@@ -168,7 +168,6 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
     found}
   """
   folder = place.workdir / name
-  pages.use(not isinstance(config, configs.PPO))
 
   # ---- the stage, and where its arrays lie; the parents' parameters end with the state's start
   mesh = meshes.make_mesh(config.mesh)
@@ -202,7 +201,8 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
     del given
 
     # ---- the steps
-    run = _Run(name, folder, stage, checkpoints, first, watch, options)
+    run = _Run(name, folder, stage, checkpoints, first, watch, options,
+               isinstance(config, configs.PPO))
     try:
       state = run.steps(state, frozen, key, mesh, state_shardings, first)
       # ---- the end: what finish() changes is in the export, never in a checkpoint
@@ -219,9 +219,9 @@ class _Run:
   """The host side of one training run: its files, its clock, its checkpoints."""
 
   def __init__(self, name: str, folder: Path, stage: Any, checkpoints: checkpoint.Checkpoints,
-               first: int, watch: workdir.Stopwatch, options: Options):
+               first: int, watch: workdir.Stopwatch, options: Options, ppo: bool):
     self.name, self.folder, self.stage = name, folder, stage
-    self.checkpoints, self.watch, self.options = checkpoints, watch, options
+    self.checkpoints, self.watch, self.options, self.ppo = checkpoints, watch, options, ppo
     self.metrics = Metrics(folder, first) if processes.first() else None
     self.progress: Progress | None = None
     self.told = time.monotonic()
@@ -298,6 +298,7 @@ class _Run:
     started = time.monotonic()
     update = executables.compiled(executables.update(self.stage, *shardings).lower(
       state, frozen, batch_shapes, key, np.int32(0)))
+    pages.suit(update, self.ppo)
     logger.info('%s: compiled in %.1f s', self.name, time.monotonic() - started)
     return update
 

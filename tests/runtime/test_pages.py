@@ -7,10 +7,13 @@ import subprocess
 import sys
 import types
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from rlhf_jax import configs
-from rlhf_jax.runtime import loop, pages
+from rlhf_jax.data.builders import Place
+from rlhf_jax.runtime import loop, pages, workdir
 
 ROOT = pathlib.Path(__file__).parents[2]
 SHOW = """
@@ -136,16 +139,39 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
   assert max(huge) < min(small) / 2, faults
 
 
-@pytest.mark.parametrize('config', [configs.Language(), configs.Reward(), configs.PPO()],
-                         ids=lambda config: type(config).__name__)
-def test_only_ppo_runs_have_small_pages(monkeypatch, tmp_path, config):
-  class Asked(Exception):
-    """Ends the run before it trains anything."""
+@pytest.mark.parametrize('ppo, taken, huge', [
+  (False, pages.LARGE, True), (True, pages.LARGE, False), (True, pages.LARGE - 1, True),
+  (True, None, True)])
+def test_only_large_ppo_updates_have_small_pages(monkeypatch, ppo, taken, huge):
+  asked = []
+  monkeypatch.setattr(pages, 'use', asked.append)
+  sizes = None if taken is None else types.SimpleNamespace(temp_size_in_bytes=taken)
+  pages.suit(types.SimpleNamespace(memory_analysis=lambda: sizes), ppo)
+  assert asked == [huge]
 
-  def use(wanted):
-    raise Asked(wanted)
 
-  monkeypatch.setattr(pages, 'use', use)
-  with pytest.raises(Asked) as asked:
-    loop.train('a', config, {}, types.SimpleNamespace(workdir=tmp_path), None)
-  assert asked.value.args == (not isinstance(config, configs.PPO),)
+def test_pages_go_by_the_room_that_a_compiled_update_says_it_takes(monkeypatch):
+  asked = []
+  monkeypatch.setattr(pages, 'use', asked.append)
+  program = jax.jit(lambda x: (x[:, None] * x).sum(1)[0] + jnp.sort(jnp.outer(x, x), axis=0)[0, 0])
+  update = program.lower(jax.ShapeDtypeStruct((1000,), 'float32')).compile()
+  room = update.memory_analysis().temp_size_in_bytes
+  for large in (room, room + 1):
+    monkeypatch.setattr(pages, 'LARGE', large)
+    pages.suit(update, True)
+  assert room >= 4_000_000 and asked == [False, True]
+
+
+@pytest.mark.parametrize('config, ppo', [(configs.Language, False), (configs.PPO, True)])
+def test_the_loop_says_which_runs_are_ppo(faults, monkeypatch, tmp_path, config, ppo):
+  make = sys.modules['regression_stage'].make  # of `faults`, and for PPO here too
+  regression = configs.Language(steps=1, optimizer=configs.Optimizer(learning_rate=0.1))
+  monkeypatch.setattr(sys.modules['regression_stage'], 'make',
+                      lambda _, *rest: make(regression, *rest))
+  monkeypatch.setitem(loop.STAGES, configs.PPO, 'regression_stage')
+  asked = []
+  monkeypatch.setattr(pages, 'suit', lambda update, ppo: asked.append((bool(update), ppo)))
+  folder = tmp_path / 'a'
+  folder.mkdir()
+  loop.train('a', config(), {}, Place(tmp_path, None, False), workdir.Stopwatch(folder))
+  assert asked == [(True, ppo)]
