@@ -5,7 +5,7 @@ Enter: steps of points. Leave: what is shown. Left out: runs by themselves (metr
 
 import dataclasses
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import rich.live
@@ -30,13 +30,15 @@ class _Row:
 class Board:
   """The table of all points; a context manager while the sweep is at work."""
 
-  def __init__(self, steps: Mapping[str, int]):
+  def __init__(self, steps: Mapping[str, int], finished: Collection[str] = ()):
     """Begins with no point at work.
 
     Args:
       steps: point -> how many it takes.
+      finished: points that an earlier start made; they take no time again.
     """
-    self._rows = {name: _Row(count) for name, count in steps.items()}
+    self._rows = {name: _Row(count, count, 'finished') if name in finished else _Row(count)
+                  for name, count in steps.items()}
     self._live = rich.live.Live(console=console, auto_refresh=False, transient=False)
     self._told = time.monotonic()
 

@@ -72,7 +72,8 @@ def run(experiment: experiments.Experiment, place: Place,
   wanted = {only: points[only]} if only else points
   work.prepare(list(wanted.values()))
   failed = {}
-  with Board({name: point.config.updates for name, point in wanted.items()}) as board:
+  there = [name for name in wanted if (place.workdir / name / 'finished.json').exists()]
+  with Board({name: point.config.updates for name, point in wanted.items()}, there) as board:
     for name, point in wanted.items():
       reason = work.make(point, board)
       if reason:

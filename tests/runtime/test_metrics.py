@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from rlhf_jax.runtime import metrics
+from rlhf_jax.runtime import board, metrics
 
 
 def test_rows_are_json_without_nan_and_cut_back_on_opening(tmp_path):
@@ -85,3 +85,13 @@ def test_cutting_back_keeps_rows_with_line_separators(tmp_path):
   metrics.cut_back(path, 2)
   assert [json.loads(line) for line in path.read_text('utf-8').strip('\n').split('\n')] == rows[:2]
   assert metrics.last_row(path) == rows[1]
+
+
+def test_a_sweep_that_goes_on_counts_the_time_of_what_is_left_alone(capsys, monkeypatch):
+  monkeypatch.setattr(board, 'PLAIN_SECONDS', 0.0)
+  points = board.Board({'a': 10, 'b': 10, 'c': 10}, finished=['a', 'c'])
+  with points:
+    points.progress('b', 0, 10, ('score',))
+    points.show('b', 4, {'score': 0.5}, pace=2.0)
+    points.ended('b', 'finished')
+  assert '4/10  score 0.500  0:12 left  (point 3 of 3, all in 0:12)' in capsys.readouterr().out
