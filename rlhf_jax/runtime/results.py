@@ -24,8 +24,8 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
   """Writes and returns DIR/results.json: what the finished runs of the file found.
 
   Returns:
-    What the Evaluate runs found, of several the last's where two say the same thing (whole entries
-    of models), and 'evaluation', its name; where there is none, {'runs': {RUN: its summary}}. And
+    What the Evaluate runs found; of several the last's where two say the same thing (whole entries
+    of models), and 'evaluation', its name. Where there is none, {'runs': {RUN: its summary}}. And
     'seconds': {RUN: over all its restarts}.
   """
   finished = {name: found for name in runs

@@ -59,7 +59,7 @@ def test_shares_steps_and_sizes_have_a_range():
   ('gpt.mesh.data', 0, 'at least 1, or -1'), ('ppo.mesh.fsdp', -1, 'at least 1'),
   ('gpt.data.0.size', -1, 'at least 0'), ('gpt.model.heads', 0, 'at least 1'),
   ('gpt.model.layers', 0, 'at least 1'), ('gpt.model.rotary', 1.5, 'from 0 to 1'),
-  ('gpt.seed', -1, 'a whole number from 0'), ('gpt.optimizer.schedule', 'linear', "'cosine' or"),
+  ('gpt.seed', -1, 'at least 0'), ('gpt.optimizer.schedule', 'linear', "'cosine' or"),
   ('ppo.prompt_cut', 'tail', "'refuse' or 'head'"), ('gpt.select', 'loss', "'' or 'validation"),
   ('gpt.data.0.kind', 'prompts', "'text' or 'demonstrations'"),
   ('measured.models.sft.temperature', -1.0, 'at least 0')])
