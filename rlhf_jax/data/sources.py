@@ -223,8 +223,6 @@ def code(module: str) -> bytes:
   return b''.join(file.read_bytes() for file in package)
 
 
-
-
 def split(items: Sequence[Record], heldout: float, seed: int) -> tuple[list[Record], list[Record]]:
   """Parts records into training and held-out ones, both in their order; see `split_indices`."""
   train, held = split_indices(items, heldout, seed)

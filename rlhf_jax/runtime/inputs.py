@@ -2,9 +2,9 @@
 
 Enter: configs, a Place. Leave: BadInput for files and functions that are not there;
 DIR/RUN/inputs.json, hashes of the content of all that a run trains on (and of the code of its
-reward), and BadInput for a run that
-would go on with other content: file names, which are what config.json knows, stay the same under
-another --data. A finished run is left as it is, and a warning says that its data is another now.
+reward and its judge), and BadInput for a run that would go on with other content: file names, which
+are what config.json knows, stay the same under another --data. A finished run is left as it is, and
+a warning says that its data is another now; so is a judge that only measures, while a run goes on.
 Left out: runs that train nothing, whose pieces know what they are pieces of; the weights of parents
 and model folders (config.json).
 """
@@ -23,6 +23,7 @@ from rlhf_jax.data.builders import Place
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime import workdir
 
+JUDGE = 'judge'  # the field of a function that measures, and trains nothing
 # What a parent's folder holds that this run reads, and that config.json knows nothing of.
 OF_PARENTS = ('model/tokenizer.json', 'rankings.jsonl')
 NEEDED = {configs.Language: ('data',), configs.Collect: ('prompts',),
@@ -58,7 +59,7 @@ def _functions(config: configs.Run) -> Iterator[tuple[str, str]]:
   """(field, its value) of what names a function of the user's."""
   judge, reward = (getattr(config, field, '') for field in ('judge', 'reward'))
   if judge or isinstance(config, configs.Collect):
-    yield 'judge', judge
+    yield JUDGE, judge
   if ':' in reward:
     yield 'reward', reward
 
@@ -85,8 +86,9 @@ def warn(name: str, config: configs.Run, place: Place) -> None:
     return
   with contextlib.suppress(configs.BadInput, OSError):
     read = [item for item in _read(config, place) if not item[1].make]
-    changed = _changed(_hashes(folder, config, place, read),
-                       workdir.read_json(folder / 'inputs.json'))
+    now = _hashes(folder, config, place, read)
+    now.pop(JUDGE, None)
+    changed = _changed(now, workdir.read_json(folder / 'inputs.json'))
   if changed:
     logger.warning('%s is finished, and was trained on other data: the content of %s differs. What '
                    'is made from it now rests on the old; for the new, delete %s and what was made '
@@ -103,8 +105,13 @@ def _settled(folder: Path, config: configs.Run, place: Place) -> str:
   if there is None:
     workdir.write_json(file, {'data': data, 'sha256': found})
     return ''
+  judged = {JUDGE: now.pop(JUDGE)} if JUDGE in now else {}
   changed = _changed(now, there)
   if not changed:
+    if _changed(judged, there):
+      logger.warning('%s: the code of its judge, %s, is another than before: what it measured '
+                     'until now does not compare with what follows', folder, judged[JUDGE][0])
+      workdir.write_json(file, {**there, 'sha256': {**there['sha256'], JUDGE: found[JUDGE]}})
     return ''
   before = there.get('data', '')
   back = f' with --data {before}' if before not in ('', data) else ''
@@ -135,9 +142,8 @@ def _hashes(folder: Path, config: configs.Run, place: Place,
         code = sources.code(source.reader.rpartition(':')[0])
         of += f', read by {source.reader}'
     found[name] = (of, _hash(files, code))
-  reward = dict(_functions(config)).get('reward', '')
-  if reward:
-    found['reward'] = (reward, _hash([], sources.code(reward.rpartition(':')[0])))
+  for field, function in _functions(config):
+    found[field] = (function, _hash([], sources.code(function.rpartition(':')[0])))
   given = getattr(config, 'tokenizer', None)
   if given is not None and given.file and not config.init_from:
     file = sources.locate(given.file, place)

@@ -171,6 +171,26 @@ def test_another_reward_function_is_another_run(data, begun, tmp_path):
     inputs.settle(begun, ppo, place)
 
 
+def test_another_judge_is_told_once_and_refuses_nothing(data, begun, tmp_path, caplog):
+  code = tmp_path / 'judge.py'
+  code.write_text('def gold(prompt, responses):\n  return 1\n')
+  place = at(begun, data('one', 'cat'))
+  ppo = configs.PPO(judge=f'{code}:gold', prompts=(configs.Source('prompts', ('a.jsonl',)),))
+  inputs.settle(begun, ppo, place)
+  inputs.settle(begun, ppo, place)
+  assert not caplog.text
+  code.write_text('def gold(prompt, responses):\n  return 2\n')
+  inputs.warn('gpt', ppo, place)  # a finished run: what is made from it does not rest on its judge
+  with pytest.raises(inputs.Changed, match=r'the content of prompts\.0 \(a\.jsonl\) differs'):
+    inputs.settle(begun, ppo, at(begun, data('other', 'dog')))
+  assert not caplog.text
+  inputs.settle(begun, ppo, place)
+  assert 'judge.py:gold, is another than before' in caplog.text
+  caplog.clear()
+  inputs.settle(begun, ppo, place)
+  assert not caplog.text
+
+
 @pytest.mark.parametrize(('config', 'said'), [
   (configs.PPO(ptx_ratio=0.0), r"runs\['a'\]\.prompts: names no data"),
   (configs.Language(), r"runs\['a'\]\.data: names no data"),
