@@ -27,7 +27,7 @@ from rlhf_jax.configs import BadInput
 from rlhf_jax.data import processes, store
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import sharding, transformer
-from rlhf_jax.runtime import workdir
+from rlhf_jax.runtime import meshes, workdir
 from rlhf_jax.stages.stage import Parent
 
 KEEP = 2
@@ -216,7 +216,7 @@ def load_parent(folder: Path, weights: str = 'params',
     mesh: where its parameters are laid out as they are read; None: numpy arrays.
 
   Raises:
-    BadInput: not finished, or its model is damaged.
+    BadInput: not finished, its model is damaged, or the mesh does not divide it.
   """
   if not processes.first():  # it has seen the file; other hosts may not yet
     processes.wait_for(folder / 'finished.json', 300)
@@ -238,6 +238,7 @@ def load_parent(folder: Path, weights: str = 'params',
     path = store.absolute(folder) / 'model' / weights
     shapes = jax.tree.map(_on_host, reader.metadata(path).item_metadata.tree)
     if mesh is not None:
+      meshes.check_divides(mesh, transformer.sizes(model), str(folder))
       axes = transformer.axes(model, scalar=described['kind'] == 'reward')
       shapes = jax.tree.map(
         lambda shape, at: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=at), shapes,

@@ -38,16 +38,20 @@ def make_mesh(config: configs.Mesh, devices: list | None = None) -> jax.sharding
   return jax.sharding.Mesh(grid, ('data', 'fsdp', 'tensor'), axis_types=(AxisType.Auto,) * 3)
 
 
-def check_divides(mesh: jax.sharding.Mesh, sizes: Mapping[str, int]) -> None:
-  """BadInput, naming the axis, if mesh axes do not divide a size; keys 'NAME (logical axis)'."""
+def check_divides(mesh: jax.sharding.Mesh, sizes: Mapping[str, int], of: str = '') -> None:
+  """BadInput, naming the axis, if mesh axes do not divide a size; keys 'NAME (logical axis)'.
+
+  Args:
+    of: what has these sizes, where that is not the run itself.
+  """
   for name, size in sizes.items():
     axis = name[name.index('(') + 1:-1]
     rule = RULES[axis]
     parts = math.prod(mesh.shape[a] for a in ((rule,) if isinstance(rule, str) else rule))
     if size % parts:
       raise configs.BadInput(
-        f'{name} = {size} is not divided by mesh axis {rule} of {parts} devices: '
-        f'take a multiple of {parts}')
+        f'{of}{": " if of else ""}{name} = {size} is not divided by mesh axis {rule} of {parts} '
+        f'devices: take a multiple of {parts}')
 
 
 def whole(mesh: jax.sharding.Mesh) -> NamedSharding:

@@ -12,8 +12,8 @@ from typing import Any
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import store
 from rlhf_jax.data.tokenizer import Tokenizer
-from rlhf_jax.model import huggingface
-from rlhf_jax.runtime import checkpoint, workdir
+from rlhf_jax.model import huggingface, transformer
+from rlhf_jax.runtime import checkpoint, meshes, workdir
 from rlhf_jax.stages.stage import Parent
 
 
@@ -28,7 +28,7 @@ def load(path: Path, mesh: Any = None, weights: str = 'params') -> Parent:
 
   Raises:
     BadInput: there is no model, it is damaged or not known, or its tokenizer has more ids than its
-      embedding has rows.
+      embedding has rows, or the mesh does not divide it.
   """
   if _is_run(path):
     return checkpoint.load_parent(path, weights, mesh)
@@ -37,6 +37,8 @@ def load(path: Path, mesh: Any = None, weights: str = 'params') -> Parent:
   if tokenizer.vocabulary > described.model.vocabulary:
     raise BadInput(f'{path}: tokenizer.json has {tokenizer.vocabulary} ids, the embedding of '
                    f'config.json {described.model.vocabulary}; they are not of one model')
+  if mesh is not None:
+    meshes.check_divides(mesh, transformer.sizes(described.model), str(path))
   return Parent(described.model, tokenizer, huggingface.load(path, described, mesh), None, path)
 
 

@@ -35,7 +35,7 @@ RANGES: Mapping[type, Mapping[str, Range]] = {
     'vocabulary': NONE, 'context': ONE, 'rotary': SHARE, 'dropout': BELOW, 'logits_chunk': NONE},
   configs.Optimizer: {
     'learning_rate': NONE, 'warmup': NONE, 'warmup_from': SHARE, 'final': SHARE, 'b1': BELOW,
-    'b2': BELOW, 'epsilon': NONE, 'weight_decay': NONE, 'clip': NONE,
+    'b2': BELOW, 'epsilon': ABOVE, 'weight_decay': NONE, 'clip': NONE,
     'schedule': one_of('cosine', 'constant')},
   configs.Mesh: {'data': DEVICES, 'fsdp': ONE, 'tensor': ONE},
   configs.Source: {'size': NONE, 'seed': NONE},

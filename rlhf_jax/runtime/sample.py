@@ -30,7 +30,8 @@ class Sample:
   prompt: str
   response: responses.Response
   reward: float | None
-  # log p of the policy − log p of its reference, summed over the response: one sample of the KL
+  # log p of the policy − log p of its reference, summed over the response: one sample of the KL at
+  # the temperature it was drawn with (1 where that is 0)
   kl: float | None
 
 
@@ -72,7 +73,8 @@ def sample(place: builders.Place, model: str, prompt: str | None = None, count: 
   if isinstance(config, configs.PPO):
     reference = _reference(place, parent)
     if reference is not None:
-      ours, theirs = (_logprob(one, prompts, found, sizes) for one in (parent, reference))
+      ours, theirs = (_logprob(one, prompts, found, temperature or 1.0, sizes)
+                      for one in (parent, reference))
       kl = ours - theirs
   return [Sample(p, r, None if s is None else float(s), None if k is None else float(k))
           for p, r, s, k in zip(prompts, found, rewards, kl, strict=True)]
@@ -156,8 +158,8 @@ def _finished(folder: Path) -> bool:
 
 
 def _logprob(parent: Parent, prompts: list[str], found: list[responses.Response],
-             sizes: dict) -> np.ndarray:
-  """log p of each response at temperature 1, nats [n]."""
+             temperature: float, sizes: dict) -> np.ndarray:
+  """log p of each response, nats [n]."""
   logprobs, mask = responses.logprob_responses(
-    parent.model, parent.params, parent.tokenizer, prompts, found, temperature=1.0, **sizes)
+    parent.model, parent.params, parent.tokenizer, prompts, found, temperature=temperature, **sizes)
   return np.where(mask, logprobs, 0.0).sum(axis=1)

@@ -230,11 +230,11 @@ def minibatch(config: configs.PPO, models: Models, state: State, seen: experienc
 
 @jax.named_scope('ptx')
 def ptx_gradient(config: configs.PPO, models: Models, state: State, text: dict) -> tuple[dict, Any]:
-  """Gradient of the mean next-token loss on pretraining rows, and the loss; zeros without a pass
-  where γ = 0.
+  """Gradient of the mean next-token loss on pretraining rows, and the loss; where γ = 0, without a
+  pass, zeros and NaN.
   """
   rows = text['tokens'].shape[0]
-  size = config.microbatch if config.microbatch and rows % config.microbatch == 0 else rows
+  size = max(n for n in range(1, (config.microbatch or rows) + 1) if rows % n == 0)
   count = jnp.maximum(jnp.sum(text['mask'][:, 1:]), 1)
 
   def loss(params, piece):
@@ -243,7 +243,7 @@ def ptx_gradient(config: configs.PPO, models: Models, state: State, text: dict) 
     return total, total
 
   taken = lambda params: stage.accumulate(loss, params, text, rows // size, models.policy.compute)
-  nothing = lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.zeros(()))
+  nothing = lambda params: (jax.tree.map(jnp.zeros_like, params), jnp.full((), jnp.nan))
   return jax.lax.cond(state.ptx_coef > 0, taken, nothing, state.policy.params)
 
 

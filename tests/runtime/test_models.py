@@ -241,3 +241,15 @@ def test_a_real_model_tells_its_story(capsys):
   assert capsys.readouterr().out.startswith(
     'Once upon a time, there was a little girl named Lily. She loved to play outside in the park. '
     'One day, she saw a big, red ball. She wanted to play with it, but it was too high')
+
+
+def test_a_mesh_that_does_not_divide_a_parent_is_told_before_it_is_read(tmp_path, capsys):
+  if len(jax.devices()) < 8:
+    pytest.skip('wants more devices')
+  model, file = folder(tmp_path), rankings(tmp_path)
+  command = ['run', str(ROOT / 'experiments' / 'own.py'), '--workdir', str(tmp_path / 'work'),
+             '--model', str(model), '--rankings', str(file), '--prompt-length', '8',
+             '--response-length', '6', '--reward.batch', '4', '--reward.mesh.tensor', '8']
+  assert main([*command, 'reward']) == 2
+  assert (f'{model}: model.heads (heads) = 4 is not divided by mesh axis tensor of 8 devices'
+          in capsys.readouterr().err.strip().splitlines()[-1])

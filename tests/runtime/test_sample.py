@@ -65,6 +65,21 @@ def test_reward_and_kl_where_those_models_exist(place):
   assert sft.kl is None and sft.reward is not None
 
 
+def test_the_kl_is_of_the_temperature_it_was_drawn_with(place):
+  found = sample.sample(place, 'other', 'one two', 3, temperature=0.5)
+  sizes = {'prompt_length': 12, 'response_length': 6, 'batch': 3}
+  sums = []
+  for run in ('other', 'sft'):
+    one = sample.checkpoint.load_parent(place.workdir / run)
+    logprobs, mask = responses.logprob_responses(
+      one.model, one.params, one.tokenizer, ['one two'] * 3, [each.response for each in found],
+      temperature=0.5, **sizes)
+    sums.append(np.where(mask, logprobs, 0.0).sum(axis=1))
+  np.testing.assert_allclose([one.kl for one in found], sums[0] - sums[1], atol=1e-4)
+  greedy = sample.sample(place, 'other', 'one two', temperature=0.0)
+  assert np.isfinite(greedy[0].kl)
+
+
 def test_a_foreign_folder_in_the_workdir_is_no_hindrance(place):
   """As `export --out DIR/exported` leaves one."""
   foreign = place.workdir / 'exported' / 'config.json'
