@@ -223,6 +223,12 @@ def code(module: str) -> bytes:
   return b''.join(file.read_bytes() for file in package)
 
 
+def digest(function: str) -> str:
+  """A hash of the code behind 'module:function', see `code`; of no function that of nothing."""
+  module = function.rpartition(':')[0]
+  return hashlib.sha256(code(module) if module else b'').hexdigest()
+
+
 def split(items: Sequence[Record], heldout: float, seed: int) -> tuple[list[Record], list[Record]]:
   """Parts records into training and held-out ones, both in their order; see `split_indices`."""
   train, held = split_indices(items, heldout, seed)

@@ -138,9 +138,8 @@ def _lengths(evaluation: _Evaluation, label: str) -> tuple[int, int]:
 def _models(evaluation: _Evaluation) -> dict[str, Any]:
   """NAME -> its entry in results.json."""
   config, entries, losses = evaluation.config, {}, {}
-  judge = config.judge.rpartition(':')[0]
   of = fingerprint([[prompt.prompt for prompt in evaluation.prompts],
-                    hashlib.sha256(sources.code(judge) if judge else b'').hexdigest()])
+                    sources.digest(config.judge)])
   references: tuple[list[Any], np.ndarray | None] | None = None
   for label, sampled in config.models.items():
     path = evaluation.folder / 'evaluations' / f'{label}.json'
@@ -290,7 +289,8 @@ def _rankings(evaluation: _Evaluation) -> dict[str, Any]:
   rankings = _read_rankings(evaluation, config.rankings)
   training = _training_labelers(evaluation) or {ranking.labeler for ranking in rankings}
   of = [records.to_row(ranking) for ranking in rankings]
-  pieces = evaluation.pieces('rankings', [of, sorted(training)])
+  pieces = evaluation.pieces(
+    'rankings', [of, sorted(training), sources.digest(config.judge)])
   if not pieces.done:
     entries = {'labelers': results.labelers_entry(rankings, training)}
     if config.reward:

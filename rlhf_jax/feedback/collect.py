@@ -26,7 +26,7 @@ import rich.console
 import rich.progress
 
 from rlhf_jax import configs
-from rlhf_jax.data import agreement, builders, processes, records, store
+from rlhf_jax.data import agreement, builders, processes, records, sources, store
 from rlhf_jax.feedback.pieces import Pieces, fingerprint, packed, unpacked
 from rlhf_jax.model import responses
 
@@ -67,8 +67,10 @@ def run(config: configs.Collect, parents: Mapping[str, Any], place: builders.Pla
                 config.others + 1)
   of = fingerprint([prompt.prompt for prompt in prompts])
   sample = _Sampler(config, policy, prompts, Pieces(folder / 'pieces' / 'calibration', of))
-  judge = _judge(config, place, folder, name, sample, blocks)
+  asked, given = records.load_judge(config.judge), _calibration(config, place, name)
+  of = fingerprint([of, sources.digest(config.judge), given])
   journal = _Journal(folder, of)
+  judge = None if journal.joined else _judge(asked, given, folder, name, sample, blocks, of)
   for block in _progress(blocks, journal.done, name):
     completions = sample(block)
     sampled = time.monotonic()
@@ -208,39 +210,46 @@ def _with_others(completions: Sequence[Sequence[Any]], others: int) -> list[list
   return mixed
 
 
-def _judge(config: configs.Collect, place: builders.Place, folder: pathlib.Path, name: str,
-           sample: _Sampler, blocks: Sequence[Block]) -> records.Judge | None:
-  """The judge, calibrated if it can be: as in the run config.calibration, or else on this run's
-  first samples.
+def _calibration(config: configs.Collect, place: builders.Place, name: str) -> str:
+  """judge.json of the run config.calibration; '' where none is named."""
+  if not config.calibration:
+    return ''
+  if not hasattr(records.load_judge(config.judge), 'calibrate'):
+    raise configs.BadInput(
+      f'{name}.calibration: the judge {config.judge} cannot be calibrated; leave it empty')
+  source = place.workdir / config.calibration / 'judge.json'
+  if not source.exists():
+    raise configs.BadInput(f'{name}.calibration: run {config.calibration!r} left no {source}')
+  return source.read_text(encoding='utf-8')
+
+
+def _judge(judge: records.Judge, given: str, folder: pathlib.Path, name: str,
+           sample: _Sampler, blocks: Sequence[Block], of: str) -> records.Judge | None:
+  """The judge, calibrated if it can be: as `given` says, or else on this run's first samples.
 
   A judge can be if it has `calibrate(prompts, responses) -> dict`, for all labelers that it knows
   (another run may ask others than this one), and `calibrated(dict) -> judge`. None on other
   processes than 0, which only sample.
   """
-  judge = records.load_judge(config.judge)
-  path = folder / 'judge.json'
   if not hasattr(judge, 'calibrate'):
-    if config.calibration:
-      raise configs.BadInput(
-        f'{name}.calibration: the judge {config.judge} cannot be calibrated; leave it empty')
     return judge
-  if config.calibration:
-    source = place.workdir / config.calibration / 'judge.json'
-    if not source.exists():
-      raise configs.BadInput(f'{name}.calibration: run {config.calibration!r} left no {source}')
-    if processes.first():
-      store.write(path, source.read_text(encoding='utf-8'))
-  elif not processes.share(path.exists()):
+  found = Pieces(folder / 'pieces' / 'judge', of)
+  if given:
+    told = json.loads(given)
+  elif found.done:
+    told = found.done[0]
+  else:
     used = [block for block in blocks if block.start < CALIBRATION_PROMPTS]
     texts = [[response.marked for response in completions]
              for completions in sample.for_calibration(used)]
     asked = sample.prompts[:len(texts)]
-    if processes.first():
-      store.write(path, json.dumps(judge.calibrate(asked, texts), indent=1))
+    told = judge.calibrate(asked, texts) if processes.first() else {}
+    found.append(told)
     _LOG.info('%s: judge calibrated on the samples of %d prompts', name, len(asked))
   if not processes.first():
     return None
-  return judge.calibrated(json.loads(path.read_text(encoding='utf-8')))
+  store.write(folder / 'judge.json', json.dumps(told, indent=1))
+  return judge.calibrated(json.loads(json.dumps(told)))
 
 
 def _ranked(config: configs.Collect, judge: records.Judge | None, prompts: Sequence[records.Prompt],
@@ -293,9 +302,9 @@ class _Journal:
     self._folder, self._of = folder, fingerprint
     earlier = json.loads(self.state.read_text(encoding='utf-8')) if self.state.exists() else {}
     joined = earlier.get('fingerprint') == fingerprint and self.final.exists()
-    self._joined = processes.share(earlier if joined else {})
+    self.joined = processes.share(earlier if joined else {})
     self._pieces = Pieces(folder / 'pieces' / 'rankings', fingerprint)
-    self.done = self._joined.get('blocks', len(self._pieces.done))
+    self.done = self.joined.get('blocks', len(self._pieces.done))
 
   def append(self, rows: Iterable[records.Ranking], counts: Mapping[str, float]) -> None:
     """Adds the rows of one block; after return they survive a kill."""
@@ -303,8 +312,8 @@ class _Journal:
 
   def counts(self) -> dict[str, Any]:
     """What all blocks count together."""
-    if self._joined:
-      return self._joined
+    if self.joined:
+      return self.joined
     total = collections.Counter()
     for piece in self._pieces.done:
       total.update(piece['counts'])
@@ -313,7 +322,7 @@ class _Journal:
   def finish(self) -> dict[str, Any]:
     """Writes rankings.jsonl and returns the summary."""
     counts = self.counts()
-    if not self._joined:
+    if not self.joined:
       store.write(self.final, ''.join(json.dumps(row, ensure_ascii=False) + '\n'
                                       for piece in self._pieces.done for row in piece['rows']))
       store.write(self.state, json.dumps(counts))

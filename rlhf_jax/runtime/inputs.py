@@ -1,19 +1,20 @@
 """What a run reads: checked before the first step of any, and the same from its first to its last.
 
 Enter: configs, a Place. Leave: BadInput for files and functions that are not there;
-DIR/RUN/inputs.json, hashes of the content of all that a run trains on (and of the code of its
-reward and its judge), and BadInput for a run that would go on with other content: file names, which
-are what config.json knows, stay the same under another --data. A finished run is left as it is, and
-a warning says that its data is another now; so is a judge that only measures, while a run goes on.
-Left out: runs that train nothing, whose pieces know what they are pieces of; the weights of parents
-and model folders (config.json).
+DIR/RUN/inputs.json, hashes of the content of all that a run reads, what its parents read and the
+code of its reward and its judge included; and BadInput for training that would go on with other
+content: file names, which are what config.json knows, stay the same under another --data. A run
+that trains nothing begins anew instead. A finished run is left as it is, and a warning says that
+its data is another now; so does one of a judge that only measures, while a run goes on.
+Left out: the weights of parents and model folders (config.json).
 """
 
 import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from rlhf_jax.runtime import workdir
 JUDGE = 'judge'  # the field of a function that measures, and trains nothing
 # What a parent's folder holds that this run reads, and that config.json knows nothing of.
 OF_PARENTS = ('model/tokenizer.json', 'rankings.jsonl')
+KEPT = ('config.json', 'inputs.json', 'seconds.json')  # of a run that begins anew
 NEEDED = {configs.Language: ('data',), configs.Collect: ('prompts',),
           configs.Reward: ('data',), configs.PPO: ('prompts',), configs.Evaluate: ('prompts',)}
 SHARED = (('pretraining', 'pretraining_share'), ('pretraining', 'ptx_ratio'))  # field, if this is
@@ -71,13 +73,56 @@ def settle(folder: Path, config: configs.Run, place: Place) -> None:
 
   Raises: Changed for other content than the run was begun with.
   """
-  refused = processes.share(_settled(folder, config, place) if processes.first() else '')
+  _settle(folder, config, place, _read(config, place), (JUDGE,))
+
+
+def _settle(folder: Path, config: configs.Run, place: Place,
+            read: Iterable[tuple[str, configs.Source]], told: Collection[str]) -> None:
+  """See _settled."""
+  refused = processes.share(
+    _settled(folder, config, place, read, told) if processes.first() else '')
   if refused:
     raise Changed(refused)
 
 
+def settle_pieces(folder: Path, config: configs.Run, place: Place) -> None:
+  """Writes down what a run reads that trains nothing; what it made of other content is removed.
+
+  All processes call it. What a judge of other code made knows that by itself, and samples stay.
+  """
+  if processes.first():
+    now = _hashes(config, place, _read(config, place))
+    found = {name: hashed for name, (_, hashed) in now.items()}
+    changed = _changed({name: of for name, of in now.items() if name != JUDGE},
+                       workdir.read_json(folder / 'inputs.json') or {})
+    for path in list(folder.iterdir()) if changed and workdir.holds_work(folder) else ():
+      if path.is_file() and path.name not in KEPT and not path.name.startswith('.'):
+        path.unlink()
+      elif not path.is_file():
+        store.remove(path)
+    if changed:
+      logger.warning('%s begins anew: the content of %s differs', folder, ', '.join(changed))
+    workdir.write_json(folder / 'inputs.json', {'data': _data(place), 'sha256': found})
+  processes.barrier()
+
+
+def settle_measures(folder: Path, config: configs.PPO, text: Iterable[configs.Source],
+                    place: Place) -> None:
+  """`settle` for what the points of a sweep that start from one model are measured with.
+
+  Args:
+    folder: of the start's samples.
+    text: held-out text of the sweep.
+
+  Raises: Changed for other content than the first point was measured with.
+  """
+  measured = dataclasses.replace(config, prompts=(), pretraining=(), reward='', value='')
+  read = [*_sources(measured), *((f'text.{i}', source) for i, source in enumerate(text))]
+  _settle(folder, measured, place, read, ())
+
+
 def warn(name: str, config: configs.Run, place: Place) -> None:
-  """Says of a finished run that what it was trained on is not what is there now: runs that are made
+  """Says of a finished run that what it was made of is not what is there now: runs that are made
   from it would rest on the old data beside the new. Nothing if its files are gone; what a function
   makes is not made for this.
   """
@@ -86,26 +131,35 @@ def warn(name: str, config: configs.Run, place: Place) -> None:
     return
   with contextlib.suppress(configs.BadInput, OSError):
     read = [item for item in _read(config, place) if not item[1].make]
-    now = _hashes(folder, config, place, read)
-    now.pop(JUDGE, None)
+    now = _hashes(config, place, read)
+    if isinstance(config, configs.PPO):  # its model is none of the judge's
+      now.pop(JUDGE, None)
     changed = _changed(now, workdir.read_json(folder / 'inputs.json'))
   if changed:
-    logger.warning('%s is finished, and was trained on other data: the content of %s differs. What '
-                   'is made from it now rests on the old; for the new, delete %s and what was made '
+    logger.warning('%s is finished, and was made of other data: the content of %s differs. What is '
+                   'made from it now rests on the old; for the new, delete %s and what was made '
                    'from it, or take another --workdir', name, ', '.join(changed), folder)
 
 
-def _settled(folder: Path, config: configs.Run, place: Place) -> str:
-  """Why the run cannot go on with this data; '' if it can, and then it is written down."""
-  file = folder / 'inputs.json'
-  data = '' if place.data is None else str(store.absolute(place.data))
-  now = _hashes(folder, config, place, _read(config, place))
+def _data(place: Place) -> str:
+  return '' if place.data is None else str(store.absolute(place.data))
+
+
+def _settled(folder: Path, config: configs.Run, place: Place,
+             read: Iterable[tuple[str, configs.Source]], told: Collection[str]) -> str:
+  """Why the run cannot go on with this data; '' if it can, and then it is written down.
+
+  Args:
+    told: fields whose change is told and refuses nothing.
+  """
+  file, data = folder / 'inputs.json', _data(place)
+  now = _hashes(config, place, read)
   found = {name: hashed for name, (_, hashed) in now.items()}
   there = workdir.read_json(file) if workdir.holds_work(folder) else None
   if there is None:
     workdir.write_json(file, {'data': data, 'sha256': found})
     return ''
-  judged = {JUDGE: now.pop(JUDGE)} if JUDGE in now else {}
+  judged = {name: now.pop(name) for name in told if name in now}
   changed = _changed(now, there)
   if not changed:
     if _changed(judged, there):
@@ -127,7 +181,7 @@ def _changed(now: Mapping[str, tuple[str, str]], there: Mapping[str, Any]) -> li
           if known.get(name, hashed) != hashed]
 
 
-def _hashes(folder: Path, config: configs.Run, place: Place,
+def _hashes(config: configs.Run, place: Place,
             read: Iterable[tuple[str, configs.Source]]) -> dict[str, tuple[str, str]]:
   """What the run trains on, of its sources those of `read`: field -> (the files or the function, a
   hash of the content).
@@ -151,9 +205,13 @@ def _hashes(folder: Path, config: configs.Run, place: Place,
       found['tokenizer.file'] = (given.file, _hash([file]))
   for role, run in experiments.references(config).items():
     for name in OF_PARENTS:
-      path = folder.parent / run / name
+      path = place.workdir / run / name
       if path.exists():
         found[f'{role}: {name}'] = (f'{run}/{name}', _hash([path]))
+    there = (workdir.read_json(place.workdir / run / 'inputs.json') or {}).get('sha256', {})
+    if trained := {name: hashed for name, hashed in there.items() if name != JUDGE}:
+      found[f'{role}: inputs.json'] = (
+        f'what {run} was made of', _hash([], json.dumps(trained, sort_keys=True).encode()))
   return found
 
 

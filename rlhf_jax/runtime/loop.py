@@ -91,7 +91,7 @@ def run_file(experiment: experiments.Experiment, names: Iterable[str], place: Pl
       folder = place.workdir / name
       if name not in left:
         logger.info('%s: finished', name)
-        if left:
+        if left or type(experiment.runs[name]) in OTHERS:
           inputs.warn(name, experiment.runs[name], place)
         continue
       if name not in begun and processes.first():
@@ -136,9 +136,10 @@ def make(name: str, config: configs.Run, place: Place, watch: workdir.Stopwatch,
   if type(config) in STAGES:
     inputs.settle(place.workdir / name, config, place)
     return train(name, config, _parents(config, mesh, place), place, watch, options)
-  other = importlib.import_module(OTHERS[type(config)])
+  inputs.settle_pieces(place.workdir / name, config, place)
   with jax.set_mesh(mesh):
-    summary = other.run(config, _parents(config, mesh, place), place, place.workdir / name, name)
+    summary = importlib.import_module(OTHERS[type(config)]).run(
+      config, _parents(config, mesh, place), place, place.workdir / name, name)
   return {'steps': 0, 'summary': summary}
 
 
@@ -201,8 +202,7 @@ def train(name: str, config: configs.Run, parents: Mapping[str, Any], place: Pla
     del given
 
     # ---- the steps
-    run = _Run(name, folder, stage, checkpoints, first, watch, options,
-               isinstance(config, configs.PPO))
+    run = _Run(name, folder, stage, checkpoints, first, watch, options, config)
     try:
       state = run.steps(state, frozen, key, mesh, state_shardings, first)
       # ---- the end: what finish() changes is in the export, never in a checkpoint
@@ -219,9 +219,9 @@ class _Run:
   """The host side of one training run: its files, its clock, its checkpoints."""
 
   def __init__(self, name: str, folder: Path, stage: Any, checkpoints: checkpoint.Checkpoints,
-               first: int, watch: workdir.Stopwatch, options: Options, ppo: bool):
+               first: int, watch: workdir.Stopwatch, options: Options, config: Any):
     self.name, self.folder, self.stage = name, folder, stage
-    self.checkpoints, self.watch, self.options, self.ppo = checkpoints, watch, options, ppo
+    self.checkpoints, self.watch, self.options, self.config = checkpoints, watch, options, config
     self.metrics = Metrics(folder, first) if processes.first() else None
     self.progress: Progress | None = None
     self.told = time.monotonic()
@@ -298,7 +298,7 @@ class _Run:
     started = time.monotonic()
     update = executables.compiled(executables.update(self.stage, *shardings).lower(
       state, frozen, batch_shapes, key, np.int32(0)))
-    pages.suit(update, self.ppo)
+    pages.suit(update, isinstance(self.config, configs.PPO))
     logger.info('%s: compiled in %.1f s', self.name, time.monotonic() - started)
     return update
 

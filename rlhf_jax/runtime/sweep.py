@@ -328,6 +328,9 @@ class _Sweep:
 
   def _start(self, point: Point) -> None:
     """Measures a point's start, unless it was; the caller holds the workdir, and set the mesh."""
+    folder = self.start_of(point).split('/')[0]
+    inputs.settle_measures(self.place.workdir / 'start' / folder / 'samples', point.config,
+                           self.sweep.text, self.place)
     fixed, samples = self.fixed(point)
     if self.started(point) is None:
       found, rows = start.baseline(fixed, samples, self.score(point), self.sweep.seed)

@@ -230,6 +230,19 @@ def test_other_prompts_start_anew(world):
   assert sum(row.prompt == 'another question 3' for row in rows(world.folder / 'whole')) <= 1
 
 
+def test_a_judge_of_other_code_ranks_all_and_is_calibrated_again(world, monkeypatch):
+  monkeypatch.setattr(collect, 'CALIBRATION_PROMPTS', 20)
+  Calibrated.calibrations = 0
+  code = ['old']
+  monkeypatch.setattr(collect.sources, 'digest', lambda judge: f'{judge} {code}')
+  assert world('killed', 6, judge='calibrated')[0] is None
+  code[0] = 'new'
+  summary, again = world('killed', judge='calibrated')
+  whole, policy = world('whole', judge='calibrated')
+  assert Calibrated.calibrations == 3 and timeless(summary) == timeless(whole)
+  assert 0 < len(policy.asked) - len(again.asked) < 6  # samples of the calibration stay
+
+
 def test_another_seed_gives_other_rankings(world):
   world('whole')
   world('other', seed=4)

@@ -171,6 +171,44 @@ def test_another_reward_function_is_another_run(data, begun, tmp_path):
     inputs.settle(begun, ppo, place)
 
 
+def test_a_parent_that_was_made_of_other_data_is_another(data, begun):
+  place = at(begun, data('one', 'cat'))
+  ppo = configs.PPO(policy='sft', prompts=(configs.Source('prompts', ('a.jsonl',)),))
+  made = lambda **read: workdir.write_json(place.workdir / 'sft' / 'inputs.json', {'sha256': read})
+  made(data='1', judge='1')
+  inputs.settle(begun, ppo, place)
+  made(data='1', judge='2')  # which only measured it
+  inputs.settle(begun, ppo, place)
+  made(data='2', judge='2')
+  with pytest.raises(inputs.Changed, match=r'policy: inputs\.json \(what sft was made of\)'):
+    inputs.settle(begun, ppo, place)
+
+
+def test_what_trains_nothing_begins_anew_with_other_data(data, begun, tmp_path, caplog):
+  code = tmp_path / 'judge.py'
+  code.write_text('def gold(prompt, responses):\n  return 1\n')
+  one, other = data('one', 'cat'), data('other', 'dog')
+  collect = configs.Collect(judge=f'{code}:gold',
+                            prompts=(configs.Source('prompts', ('a.jsonl',)),))
+  (begun / 'judge.json').write_text('{}')
+  workdir.write_json(begun / 'config.json', {})
+  inputs.settle_pieces(begun, collect, at(begun, one))  # nothing was known: it stays
+  code.write_text('def gold(prompt, responses):\n  return 2\n')
+  inputs.settle_pieces(begun, collect, at(begun, one))  # the rankings know their judge
+  assert (begun / 'checkpoints').exists() and (begun / 'judge.json').exists()
+  assert 'anew' not in caplog.text
+  inputs.settle_pieces(begun, collect, at(begun, other))
+  assert {path.name for path in begun.iterdir()} == {'config.json', 'inputs.json'}
+  assert 'gpt begins anew: the content of prompts.0 (a.jsonl) differs' in caplog.text
+  caplog.clear()
+  inputs.settle_pieces(begun, collect, at(begun, other))
+  assert not caplog.text
+  code.write_text('def gold(prompt, responses):\n  return 3\n')
+  inputs.warn('gpt', collect, at(begun, one))
+  assert ('made of other data: the content of prompts.0 (a.jsonl), judge '
+          f'({code}:gold) differs') in caplog.text
+
+
 def test_another_judge_is_told_once_and_refuses_nothing(data, begun, tmp_path, caplog):
   code = tmp_path / 'judge.py'
   code.write_text('def gold(prompt, responses):\n  return 1\n')
@@ -214,7 +252,7 @@ def test_a_finished_run_on_other_data_is_told_beside_a_new_one(data, tmp_path, c
   run('gpt', other)
   assert 'other data' not in caplog.text  # nothing is made from it
   run('more', other)
-  assert ('gpt is finished, and was trained on other data: the content of data.0 (a.jsonl, b.jsonl)'
+  assert ('gpt is finished, and was made of other data: the content of data.0 (a.jsonl, b.jsonl)'
           ' differs. What is made from it now rests on the old; for the new, delete '
           f'{tmp_path / "w" / "gpt"}') in caplog.text
 

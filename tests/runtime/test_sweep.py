@@ -206,6 +206,20 @@ def test_a_point_begun_with_other_data_stops_the_sweep(begun, file, monkeypatch)
   assert not (begun / POINTS[0] / 'failed.json').exists()
 
 
+def test_points_that_would_be_measured_with_other_prompts_stop_the_sweep(
+    swept, file, tmp_path):
+  there = shutil.copytree(swept[0], tmp_path / 'w')
+  shutil.rmtree(there / POINTS[1])
+  told = next((there / 'start').glob('*/samples/inputs.json'))
+  known = json.loads(told.read_text())
+  assert {'evaluation_prompts.0', 'judge'} <= known['sha256'].keys()
+  for name in ('evaluation_prompts.0', 'judge'):
+    told.write_text(json.dumps(known | {'sha256': known['sha256'] | {name: 'another'}}))
+    with pytest.raises(BadInput, match=rf'was begun with other data: the content of {name}'):
+      sweep.run(experiment.load(file), Place(there), OPTIONS)
+  assert not (there / POINTS[1] / 'failed.json').exists()
+
+
 def test_points_as_jobs_of_their_own_write_the_same(swept, begun, file):
   """In any order; the last of them writes the tables."""
   for name in POINTS[::-1]:
