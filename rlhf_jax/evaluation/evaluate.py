@@ -336,15 +336,22 @@ def _as_trained(ranking: records.Ranking, tokenizer: Any) -> list[responses.Resp
 def _read_rankings(
   evaluation: _Evaluation, where: str | tuple[configs.Source, ...]
 ) -> list[records.Ranking]:
-  """The rankings of a Collect run, or of sources."""
+  """The rankings of a Collect run, or of sources, whose prompts fit."""
+  config = evaluation.config
+  return list(builders.read_prompts(
+    _sources(evaluation, where), evaluation.model(config.against).tokenizer, evaluation.place,
+    builders.Limits.like(config))[0])
+
+
+def _sources(evaluation: _Evaluation, where: str | tuple[configs.Source, ...]
+             ) -> tuple[configs.Source, ...]:
+  """Where the rankings of a Collect run are, or the sources themselves."""
   if isinstance(where, str):
     path = store.absolute(evaluation.place.workdir) / where / 'rankings.jsonl'
     if not path.is_file():
       raise configs.BadInput(f'{evaluation.name}.rankings: run {where!r} left no {path}')
     where = (configs.Source(kind='rankings', files=(str(path),)),)
-  config = evaluation.config
-  return list(builders.read_prompts(where, evaluation.model(config.against).tokenizer,
-                                    evaluation.place, builders.Limits.like(config))[0])
+  return where
 
 
 def _training_labelers(evaluation: _Evaluation) -> set[str]:
@@ -360,7 +367,9 @@ def _training_labelers(evaluation: _Evaluation) -> set[str]:
   if beside != here and isinstance(data, str):
     data = (configs.Source('rankings', (str(beside / data / 'rankings.jsonl'),)),)
   try:
-    return {ranking.labeler for ranking in _read_rankings(evaluation, data)}
+    # Read for the names alone: what was trained on need not fit the lengths of an evaluation.
+    read, _ = sources.read(_sources(evaluation, data), evaluation.place)
+    return {ranking.labeler for ranking in read}
   except configs.BadInput as error:
     if beside == here:
       raise

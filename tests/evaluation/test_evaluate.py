@@ -209,6 +209,20 @@ def test_a_reward_model_of_another_workdir_learnt_from_the_rankings_beside_it(ma
   assert trained_on('known') == {'u'}
 
 
+def test_the_rankings_of_the_training_may_be_longer_than_those_evaluated_on(made, tmp_path):
+  config, parents, place = made
+  reward = types.SimpleNamespace(**vars(parents['reward']) | {'folder': tmp_path / 'reward'})
+  (tmp_path / 'rankings').mkdir()
+  (tmp_path / 'rankings' / 'rankings.jsonl').write_text(json.dumps({
+    'prompt': 'tell us of the sea ' * 9, 'completions': ['a', 'b'], 'ranks': [1, 2],
+    'labeler': 'u'}) + '\n')
+  config = dataclasses.replace(config, models={'sft': MODELS['sft']}, judge='', text=(), rankings=(
+    configs.Source('rankings', (str(place.workdir / 'heldout' / 'rankings.jsonl'),)),))
+  told = evaluate.run(config, parents | {'reward': reward}, place, tmp_path / 'e', 'evaluation')
+  assert {name for name, one in told['reward_model']['by_labeler'].items() if one['training']} == {
+    'u'}
+
+
 def test_rankings_are_scored_on_the_tokens_that_were_trained_on(made, tmp_path, monkeypatch):
   config, parents, place = made
   path, tokenizer = tmp_path / 'ended.jsonl', parents['reward'].tokenizer
