@@ -176,6 +176,8 @@ def from_row(kind: str, row: Any) -> Record:
                     'give it text or leave the row out')
   if kind == 'rankings':
     _check_ranking(values)
+  if 'meta' in values:
+    _check_meta(values['meta'])
   if 'messages' in values.get('meta', {}) and not isinstance(values['prompt'], Chat):
     meta = dict(values['meta'])
     messages = conversation('meta.messages', meta.pop('messages'))
@@ -292,6 +294,16 @@ def check(name: str, value: Any, wanted: type) -> None:
   if wanted is str and _SURROGATE.search(value):
     raise Refused('half a character', name, 'text that UTF-8 can hold', show(value),
                   'remove the lone surrogate')
+
+
+def _check_meta(meta: Mapping[str, Any]) -> None:
+  """Checks that JSON can hold what travels with a record: Parquet has dates and bytes, too."""
+  for name, value in meta.items():
+    try:
+      json.dumps({name: value}, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+      raise Refused('meta that is no JSON', f'meta.{name}', 'what JSON can hold', described(value),
+                    'make it a text or a number') from error
 
 
 def _check_ranking(values: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """Records: what is valid, what the message says otherwise, and how judges are named."""
 
 import copy
+import datetime
 import json
 import pickle
 
@@ -96,6 +97,12 @@ def test_empty_optional_fields_are_left_out():
   ('rankings', RANKING | {'ended': [True]}, 'ended of the wrong length', "field 'ended'"),
   ('prompts', {'prompt': 'p', 'meta': {'messages': [{'role': 'user'}]}}, 'wrong type',
    "field 'meta.messages[0].content': expected a text, found null"),
+  ('prompts', {'prompt': 'p', 'meta': {'id': 1, 'when': datetime.datetime(2024, 5, 6)}},
+   'meta that is no JSON', "field 'meta.when': expected what JSON can hold, found datetime"),
+  ('demonstrations', {'prompt': 'p', 'response': 'r', 'meta': {'day': [datetime.date(2024, 5, 6)]}},
+   'meta that is no JSON', "field 'meta.day'"),
+  ('rankings', RANKING | {'meta': {'raw': {'a': b'bytes'}}}, 'meta that is no JSON', "'meta.raw'"),
+  ('prompts', {'prompt': 'p', 'meta': {'half': '\ud800'}}, 'meta that is no JSON', "'meta.half'"),
 ])
 def test_bad_rows_are_refused_with_field_and_expectation(kind, row, reason, message):
   with pytest.raises(Refused) as error:
