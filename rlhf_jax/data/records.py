@@ -179,9 +179,10 @@ def from_row(kind: str, row: Any) -> Record:
   if 'meta' in values:
     _check_meta(values['meta'])
   if 'messages' in values.get('meta', {}) and not isinstance(values['prompt'], Chat):
-    meta = dict(values['meta'])
-    messages = conversation('meta.messages', meta.pop('messages'))
-    values |= {'prompt': Chat(messages, values['prompt']), 'meta': meta}
+    values['meta'] = dict(values['meta'])
+    messages = values['meta'].pop('messages')
+    if messages is not None:  # null is absent, as everywhere
+      values['prompt'] = Chat(conversation('meta.messages', messages), values['prompt'])
   return KINDS[kind](**values)
 
 
