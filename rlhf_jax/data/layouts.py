@@ -25,6 +25,7 @@ LAYOUTS: Mapping[str, Sequence[tuple[str, ...]]] = {
                ('chosen', 'rejected')],
 }
 TURN = '\n\nAssistant:'  # before the turns of hh_rlhf's dialogues (Bai et al., 2022)
+_ASKED = '\n\nHuman:'
 _MARKS = re.compile(r'(?:\A|\n\n)(Human|Assistant):')
 
 
@@ -179,6 +180,10 @@ def dialogue(field: str, text: Any) -> tuple[Chat, str]:
   if not mark:
     raise Refused('not a dialogue', field, f'a turn that starts with {show(TURN)}', show(text),
                   'write the marks of both speakers, or give the prompt a field of its own')
+  if _ASKED in answer:
+    raise Refused('not a dialogue', field, "the assistant's turn last",
+                  f'{show(_ASKED)} after it: {show(answer[answer.index(_ASKED):].strip())}',
+                  'leave out what follows the answer, or the row')
   if not before.strip():
     raise Refused('empty prompt', field, f'a turn before {show(TURN)}', show(text),
                   'leave the row out')
