@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import pathlib
 
 import pytest
 
@@ -296,6 +297,14 @@ def test_the_answers_belong_to_what_a_dataset_is_made_of(votes):
   assert [file.name for file in readers.beside(path, 'mt_bench')] == [
     'm1.jsonl', 'm2.jsonl', 'm3.jsonl', 'm4.jsonl', 'question.jsonl']
   assert readers.beside(path, '') == []
+
+
+def test_votes_may_be_named_from_within_their_folder(votes, monkeypatch):
+  path = votes(VOTE)
+  monkeypatch.chdir(path.parent)
+  bare = pathlib.Path(path.name)
+  assert read(bare, 'mt_bench', 'rankings')[0] == read(path, 'mt_bench', 'rankings')[0]
+  assert readers.beside(bare, 'mt_bench') == readers.beside(path, 'mt_bench')
 
 
 def test_votes_without_their_answers(votes, tmp_path):
