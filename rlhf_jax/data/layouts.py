@@ -29,8 +29,8 @@ _ASKED = '\n\nHuman:'
 _MARKS = re.compile(r'(?:\A|\n\n)(Human|Assistant):')
 
 
-def record(kind: str, row: Any) -> Record:
-  """The record of `kind` that a row holds.
+def record(kind: str, row: Any, tied: bool = False) -> Record:
+  """The record of `kind` that a row holds; with `tied` a ranking may prefer nothing.
 
   Raises: Refused, with the field and the fix; LeftOut for a pair of dialogues without a common
     prompt.
@@ -51,7 +51,7 @@ def record(kind: str, row: Any) -> Record:
     elif kind == 'rankings' and isinstance(row['completions'], list):
       values['completions'] = [_answer(f'completions[{index}]', one) if isinstance(one, list)
                                else one for index, one in enumerate(row['completions'])]
-  return from_row(kind, row | values)
+  return from_row(kind, row | values, tied)
 
 
 def _conversation(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -109,9 +109,12 @@ def _comparison(row: Any) -> Ranking:
 
 
 def pairs(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
-  """Any rankings with 'labeler', pairs above all: those of one labeler and prompt put together."""
+  """Any rankings with 'labeler', pairs above all: those of one labeler and prompt put together.
+
+  Ties, such as the ranks 1, 1, say which share a rank.
+  """
   def make(row: Any) -> Iterator[Ranking]:
-    ranking = layouts.record('rankings', row)
+    ranking = layouts.record('rankings', row, tied=True)
     if not ranking.labeler:
       raise Refused('no labeler', 'labeler', 'the name of who compared', 'none',
                     'name the labeler of each row, or let the pairs stay pairs without this reader')

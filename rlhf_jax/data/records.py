@@ -156,8 +156,11 @@ def described(value: Any) -> str:
   return f'{_NAMES.get(type(value), type(value).__name__)} {show(value)}'
 
 
-def from_row(kind: str, row: Any) -> Record:
+def from_row(kind: str, row: Any, tied: bool = False) -> Record:
   """Turns one JSON value into a record of `kind` (a key of KINDS).
+
+  Args:
+    tied: take a ranking that prefers nothing, too: for readers that make one of several.
 
   Raises: Refused, with the field and the fix. Fields that no record has are ignored: the data of
   users carries ids and notes.
@@ -175,7 +178,7 @@ def from_row(kind: str, row: Any) -> Record:
       raise Refused(f'empty {name}', name, 'some text', show(values[name]),
                     'give it text or leave the row out')
   if kind == 'rankings':
-    _check_ranking(values)
+    _check_ranking(values, tied)
   if 'meta' in values:
     _check_meta(values['meta'])
   if 'messages' in values.get('meta', {}) and not isinstance(values['prompt'], Chat):
@@ -307,7 +310,7 @@ def _check_meta(meta: Mapping[str, Any]) -> None:
                     'make it a text or a number') from error
 
 
-def _check_ranking(values: dict[str, Any]) -> None:
+def _check_ranking(values: dict[str, Any], tied: bool) -> None:
   """Checks the lists of a ranking and makes tuples of them, in place."""
   completions, ranks = values['completions'], values['ranks']
   _elements('completions', completions, str)
@@ -321,7 +324,7 @@ def _check_ranking(values: dict[str, Any]) -> None:
   if min(ranks) < 1:
     raise Refused('ranks not positive', 'ranks', 'whole numbers from 1 (best)', show(ranks),
                   'count ranks from 1')
-  if len(set(ranks)) == 1:
+  if len(set(ranks)) == 1 and not tied:
     raise Refused('all ranks tied', 'ranks', 'at least two different ranks', show(ranks),
                   'leave out rows that prefer nothing')
   ended = values.get('ended', ())

@@ -333,6 +333,19 @@ def test_pairs_of_any_layout_are_put_back_by_labeler(tmp_path):
     read(path, 'pairs', 'rankings')
 
 
+def test_pairs_may_be_tied(tmp_path):
+  def pair(first, second, ranks, **more):
+    return {'prompt': 'p', 'completions': [first, second], 'ranks': ranks, 'labeler': 'ann'} | more
+  path = write(tmp_path / 'a.jsonl', pair('a', 'b', [1, 1]), pair('b', 'c', [1, 2]),
+               pair('a', 'b', [1, 1], labeler='bob'), pair('x', 'y', [2, 2], prompt='q'))
+  records, reading = read(path, 'pairs', 'rankings')
+  assert records == [Ranking('p', ('a', 'b', 'c'), (1, 1, 2), 'ann')]
+  assert reading.refused == {'all ranks tied': 2} and reading.sets == {'sets of 3': 1}
+  assert read(path, 'pairs', 'prompts')[0] == [Prompt('p'), Prompt('q')]
+  with pytest.raises(BadInput, match='at least two different ranks'):  # what nobody puts together
+    read(path, 'jsonl', 'rankings')
+
+
 def test_the_help_of_data_names_every_reader(capsys):
   with pytest.raises(SystemExit):
     __main__.main(['data', '--help'])
