@@ -131,6 +131,7 @@ _REQUIRED = {
 _OPTIONAL = {'labeler': str, 'category': str, 'customer': str, 'meta': dict, 'ended': list}
 _NAMES = {str: 'a text', list: 'a list', dict: 'an object', bool: 'true or false',
           int: 'a whole number', float: 'a number'}
+_LARGEST = 2**31 - 1  # rank, which rows hold as int32
 _SURROGATE = re.compile('[\ud800-\udfff]')  # JSON can hold half of a pair; no encoder can
 
 
@@ -323,6 +324,9 @@ def _check_ranking(values: dict[str, Any], tied: bool) -> None:
   _elements('ranks', ranks, int)
   if min(ranks) < 1:
     raise Refused('ranks not positive', 'ranks', 'whole numbers from 1 (best)', show(ranks),
+                  'count ranks from 1')
+  if max(ranks) > _LARGEST:
+    raise Refused('ranks too large', 'ranks', f'ranks up to {_LARGEST}', show(ranks),
                   'count ranks from 1')
   if len(set(ranks)) == 1 and not tied:
     raise Refused('all ranks tied', 'ranks', 'at least two different ranks', show(ranks),

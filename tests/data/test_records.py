@@ -88,6 +88,8 @@ def test_empty_optional_fields_are_left_out():
    "field 'ranks': expected 3 ranks, found 2; give one rank for each completion"),
   ('rankings', RANKING | {'ranks': [1, 1, 1]}, 'all ranks tied', "field 'ranks'"),
   ('rankings', RANKING | {'ranks': [0, 1, 2]}, 'ranks not positive', 'whole numbers from 1'),
+  ('rankings', RANKING | {'ranks': [1, 2**31, 2]}, 'ranks too large',
+   'ranks up to 2147483647, found'),
   ('rankings', RANKING | {'ranks': [1, True, 2]}, 'wrong type', "field 'ranks[1]'"),
   ('rankings', RANKING | {'ranks': [1, 2.0, 2]}, 'wrong type', 'found a number 2.0'),
   ('rankings', RANKING | {'ranks': '123'}, 'wrong type', 'expected a list, found a text "123"'),
