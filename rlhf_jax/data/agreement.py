@@ -6,7 +6,7 @@ Left out: chance-corrected coefficients (the paper reports the plain share, §3.
 """
 
 import functools
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,14 +15,29 @@ from rlhf_jax.data.records import Ranking
 
 # Of the bootstrap: the ends of a 95 % interval then move by less than a tenth of its width.
 RESAMPLES = 2000
+# How often prompts are drawn: so many numbers are made at a time (8 bytes each) and kept (1 byte).
+_BLOCK, _KEPT = 2**23, 2**27
 
 
-@functools.lru_cache(maxsize=16)
-def _resampled_counts(size: int) -> np.ndarray:
-  """How often each of `size` prompts is drawn in each resample: float32[RESAMPLES, size], the same
-  in every process."""
+def _drawn(size: int) -> Iterator[np.ndarray]:
+  """How often each of `size` prompts is drawn in each resample: uint8[some, size], RESAMPLES in
+  all, the same in every process.
+  """
   generator = np.random.Generator(np.random.PCG64(0))
-  return generator.multinomial(size, np.full(size, 1 / size), RESAMPLES).astype(np.float32)
+  rows = max(1, _BLOCK // size)
+  for start in range(0, RESAMPLES, rows):
+    counts = generator.multinomial(size, np.full(size, 1 / size), min(rows, RESAMPLES - start))
+    yield counts.astype(np.uint8)  # that one of n equally likely is drawn 256 times never happens
+
+
+# Many numbers are over the same prompts.
+_few = functools.lru_cache(maxsize=16)(lambda size: tuple(_drawn(size)))
+_many = functools.lru_cache(maxsize=1)(lambda size: tuple(_drawn(size)))
+
+
+def _resamples(size: int) -> Iterable[np.ndarray]:
+  counts = RESAMPLES * size
+  return (_few if counts <= _BLOCK else _many if counts <= _KEPT else _drawn)(size)
 
 
 def ratio_interval(
@@ -47,8 +62,8 @@ def ratio_interval(
   above, below = above[below > 0], below[below > 0]
   if not above.size:
     return None, None
-  counts = _resampled_counts(above.size)
-  ratios = (counts @ above) / (counts @ below)
+  ratios = np.concatenate([(counts @ above) / (counts @ below)
+                           for counts in _resamples(above.size)])
   low, high = np.quantile(ratios, [0.025, 0.975])
   return float(above.sum() / below.sum()), [float(low), float(high)]
 

@@ -5,7 +5,8 @@ the layouts. Left out: publishers' own layouts (published.py), tools and images 
 
 Wherever a prompt stands it may be a text or a list of messages; the last of these is not the
 assistant's. Of the layouts of a kind (`LAYOUTS`) a row has the first whose fields it all holds;
-fields that are null count as absent, as Parquet has every column in every row.
+fields that are null count as absent, as Parquet has every column in every row. A row read for its
+prompt alone has the prompt that it has as a ranking, or else as a demonstration.
 """
 
 import difflib
@@ -24,21 +25,22 @@ LAYOUTS: Mapping[str, Sequence[tuple[str, ...]]] = {
                ('chosen', 'rejected')],
 }
 TURN = '\n\nAssistant:'  # before the turns of hh_rlhf's dialogues (Bai et al., 2022)
+_ASKED = '\n\nHuman:'
 _MARKS = re.compile(r'(?:\A|\n\n)(Human|Assistant):')
 
 
-def record(kind: str, row: Any) -> Record:
-  """The record of `kind` that a row holds.
+def record(kind: str, row: Any, tied: bool = False) -> Record:
+  """The record of `kind` that a row holds; with `tied` a ranking may prefer nothing.
 
   Raises: Refused, with the field and the fix; LeftOut for a pair of dialogues without a common
     prompt.
   """
   if not isinstance(row, dict):
     return from_row(kind, row)  # which refuses it
-  fields = _layout(kind, row)
+  fields = (kind == 'prompts' and _conversation(row)) or _layout(kind, row)
   values: dict[str, Any] = {}
   if fields == ('chosen', 'rejected') or fields == ('prompt', 'chosen', 'rejected'):
-    prompt, chosen, rejected = _pair(row)
+    prompt, chosen, rejected = _pair(kind, row)
     values = {'prompt': prompt, 'completions': [chosen, rejected], 'ranks': [1, 2]}
   elif fields == ('messages',):
     values = _messages(kind, row['messages'])
@@ -49,7 +51,24 @@ def record(kind: str, row: Any) -> Record:
     elif kind == 'rankings' and isinstance(row['completions'], list):
       values['completions'] = [_answer(f'completions[{index}]', one) if isinstance(one, list)
                                else one for index, one in enumerate(row['completions'])]
-  return from_row(kind, row | values)
+  return from_row(kind, row | values, tied)
+
+
+def _conversation(row: Mapping[str, Any]) -> tuple[str, ...]:
+  """The layout that holds a row's conversation whole, beside a prompt if anything: that which
+  rankings and demonstrations take the prompt from. None: ().
+
+  Reward models and policies would else be asked two ways by one file (UltraFeedback, UltraChat).
+  """
+  holds = {name for name, value in row.items() if value is not None}
+  if {'prompt', 'completions', 'ranks'} <= holds:
+    return ()
+  if {'chosen', 'rejected'} <= holds and isinstance(row['chosen'], list):
+    return ('prompt', 'chosen', 'rejected')
+  beside = {'prompt', 'response'} <= holds or {'prompt', 'completion'} <= holds or (
+    {'prompt', 'chosen', 'rejected'} <= holds)
+  return ('messages',) if row.get('messages') and not beside and isinstance(
+    row.get('prompt'), str) else ()
 
 
 def _layout(kind: str, row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -107,7 +126,7 @@ def _messages(kind: str, value: Any) -> dict[str, Any]:
   return {'prompt': _prompt('messages', messages[:-1]), 'response': messages[-1]['content']}
 
 
-def _pair(row: Mapping[str, Any]) -> tuple[Any, str, str]:
+def _pair(kind: str, row: Mapping[str, Any]) -> tuple[Any, str, str]:
   """(prompt, chosen, rejected), the prompt being a field, or what both sides start with."""
   sides = {name: row.get(name) for name in ('chosen', 'rejected')}
   for name, side in sides.items():
@@ -126,7 +145,7 @@ def _pair(row: Mapping[str, Any]) -> tuple[Any, str, str]:
       _whole(name, side, given) for name, side in sides.items())
   if prompt != other:
     raise LeftOut('no common prompt')
-  if chosen == rejected:
+  if chosen == rejected and (given is None or kind == 'rankings'):
     if given is None:
       raise LeftOut('equal completions')
     raise Refused('equal completions', 'rejected', "another text than 'chosen'", show(rejected),
@@ -161,6 +180,10 @@ def dialogue(field: str, text: Any) -> tuple[Chat, str]:
   if not mark:
     raise Refused('not a dialogue', field, f'a turn that starts with {show(TURN)}', show(text),
                   'write the marks of both speakers, or give the prompt a field of its own')
+  if _ASKED in answer:
+    raise Refused('not a dialogue', field, "the assistant's turn last",
+                  f'{show(_ASKED)} after it: {show(answer[answer.index(_ASKED):].strip())}',
+                  'leave out what follows the answer, or the row')
   if not before.strip():
     raise Refused('empty prompt', field, f'a turn before {show(TURN)}', show(text),
                   'leave the row out')

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import comparisons, layouts
+from rlhf_jax.data import comparisons, layouts, store
 from rlhf_jax.data.files import LeftOut, Reading
 from rlhf_jax.data.records import Ranking, Record, Refused, check, from_row, show
 
@@ -109,9 +109,12 @@ def _comparison(row: Any) -> Ranking:
 
 
 def pairs(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
-  """Any rankings with 'labeler', pairs above all: those of one labeler and prompt put together."""
+  """Any rankings with 'labeler', pairs above all: those of one labeler and prompt put together.
+
+  Ties, such as the ranks 1, 1, say which share a rank.
+  """
   def make(row: Any) -> Iterator[Ranking]:
-    ranking = layouts.record('rankings', row)
+    ranking = layouts.record('rankings', row, tied=True)
     if not ranking.labeler:
       raise Refused('no labeler', 'labeler', 'the name of who compared', 'none',
                     'name the labeler of each row, or let the pairs stay pairs without this reader')
@@ -151,7 +154,12 @@ def mt_bench(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
 
 def answers(path: pathlib.Path) -> list[pathlib.Path]:
   """The files of questions and answers that the votes in `path` are about."""
-  return sorted((path.parent.parent / _ANSWERS).glob('*.jsonl'))
+  return sorted(_answers(path).glob('*.jsonl'))
+
+
+def _answers(path: pathlib.Path) -> pathlib.Path:
+  """The folder of questions and answers. A bare name has no folder of its own: '.'."""
+  return (path.absolute() if store.is_local(path) else path).parent.parent / _ANSWERS
 
 
 def _mt_bench_texts(path: pathlib.Path) -> tuple[dict[int, tuple[str, str]],
@@ -160,7 +168,7 @@ def _mt_bench_texts(path: pathlib.Path) -> tuple[dict[int, tuple[str, str]],
   questions, given = {}, {}
   files = answers(path)
   if not any(file.name == 'question.jsonl' for file in files):
-    raise BadInput(f'{path.parent.parent / _ANSWERS}: expected question.jsonl and a file of '
+    raise BadInput(f'{_answers(path)}: expected question.jsonl and a file of '
                    f'answers a model; published: {PUBLISHED[_ANSWERS]}')
   for file in files:
     for line, row in Reading(file).values():

@@ -131,6 +131,7 @@ _REQUIRED = {
 _OPTIONAL = {'labeler': str, 'category': str, 'customer': str, 'meta': dict, 'ended': list}
 _NAMES = {str: 'a text', list: 'a list', dict: 'an object', bool: 'true or false',
           int: 'a whole number', float: 'a number'}
+_LARGEST = 2**31 - 1  # rank, which rows hold as int32
 _SURROGATE = re.compile('[\ud800-\udfff]')  # JSON can hold half of a pair; no encoder can
 
 
@@ -156,8 +157,11 @@ def described(value: Any) -> str:
   return f'{_NAMES.get(type(value), type(value).__name__)} {show(value)}'
 
 
-def from_row(kind: str, row: Any) -> Record:
+def from_row(kind: str, row: Any, tied: bool = False) -> Record:
   """Turns one JSON value into a record of `kind` (a key of KINDS).
+
+  Args:
+    tied: take a ranking that prefers nothing, too: for readers that make one of several.
 
   Raises: Refused, with the field and the fix. Fields that no record has are ignored: the data of
   users carries ids and notes.
@@ -175,11 +179,14 @@ def from_row(kind: str, row: Any) -> Record:
       raise Refused(f'empty {name}', name, 'some text', show(values[name]),
                     'give it text or leave the row out')
   if kind == 'rankings':
-    _check_ranking(values)
+    _check_ranking(values, tied)
+  if 'meta' in values:
+    _check_meta(values['meta'])
   if 'messages' in values.get('meta', {}) and not isinstance(values['prompt'], Chat):
-    meta = dict(values['meta'])
-    messages = conversation('meta.messages', meta.pop('messages'))
-    values |= {'prompt': Chat(messages, values['prompt']), 'meta': meta}
+    values['meta'] = dict(values['meta'])
+    messages = values['meta'].pop('messages')
+    if messages is not None:  # null is absent, as everywhere
+      values['prompt'] = Chat(conversation('meta.messages', messages), values['prompt'])
   return KINDS[kind](**values)
 
 
@@ -294,7 +301,17 @@ def check(name: str, value: Any, wanted: type) -> None:
                   'remove the lone surrogate')
 
 
-def _check_ranking(values: dict[str, Any]) -> None:
+def _check_meta(meta: Mapping[str, Any]) -> None:
+  """Checks that JSON can hold what travels with a record: Parquet has dates and bytes, too."""
+  for name, value in meta.items():
+    try:
+      json.dumps({name: value}, ensure_ascii=False).encode()
+    except (TypeError, ValueError) as error:
+      raise Refused('meta that is no JSON', f'meta.{name}', 'what JSON can hold', described(value),
+                    'make it a text or a number') from error
+
+
+def _check_ranking(values: dict[str, Any], tied: bool) -> None:
   """Checks the lists of a ranking and makes tuples of them, in place."""
   completions, ranks = values['completions'], values['ranks']
   _elements('completions', completions, str)
@@ -308,7 +325,10 @@ def _check_ranking(values: dict[str, Any]) -> None:
   if min(ranks) < 1:
     raise Refused('ranks not positive', 'ranks', 'whole numbers from 1 (best)', show(ranks),
                   'count ranks from 1')
-  if len(set(ranks)) == 1:
+  if max(ranks) > _LARGEST:
+    raise Refused('ranks too large', 'ranks', f'ranks up to {_LARGEST}', show(ranks),
+                  'count ranks from 1')
+  if len(set(ranks)) == 1 and not tied:
     raise Refused('all ranks tied', 'ranks', 'at least two different ranks', show(ranks),
                   'leave out rows that prefer nothing')
   ended = values.get('ended', ())

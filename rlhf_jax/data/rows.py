@@ -22,8 +22,7 @@ _NEEDS = {'text': ('length',), 'prompts': ('prompt_length', 'prompt_cut'),
           'demonstrations': ('prompt_length', 'response_length', 'prompt_cut'),
           'rankings': ('prompt_length', 'response_length', 'k_max', 'prompt_cut')}
 _CUTS = ('refuse', 'head')
-# The last line of a prompt where it asks for the response: 'TL;DR:', 'Assistant:'.
-_TAIL = re.compile(r'\s*\n[^\n]{1,24}:\s*\Z')
+_ASKS = re.compile(r'[^\n]{1,24}:')  # the last line of a prompt that asks for the response
 _SPEAKER = re.compile(r'\w+:')  # 'Human:', where a dialogue starts with it
 _SENTENCE = re.compile(r'[.!?…]["\')\]”’]*(?=\s)|[。！？｡．]["\')\]”’」』）]*|\n')
 # Scripts that write no spaces between words: Thai, Lao, Burmese, Khmer, kana, Chinese characters.
@@ -243,13 +242,37 @@ def cut(prompt: str, tokenizer: Tokenizer, limit: int) -> tuple[str, list[int]] 
     return _cut_chat(prompt, tokenizer, limit)
   speaker = _SPEAKER.match(prompt)
   mark = '\n\n' + speaker.group() if speaker else None
-  while mark and mark in prompt:
-    prompt = prompt[prompt.index(mark) + 2:]
-    if len(ids := tokenizer.encode_prompt(prompt)) <= limit:
-      return prompt, ids
-  found = _TAIL.search(prompt)
-  body, tail = (prompt[:found.start()], found.group()) if found else (prompt, '')
+  starts = [found.start() + 2 for found in re.finditer(re.escape(mark), prompt)] if mark else []
+  if starts:
+    if found := _first_that_fits(lambda turn: prompt[starts[turn]:], len(starts), tokenizer, limit):
+      return found
+    prompt = prompt[starts[-1]:]
+  body = _body(prompt)
+  tail = prompt[len(body):]
   return _shortened(body, lambda text: text + tail, tokenizer, limit)
+
+
+def _body(prompt: str) -> str:
+  """A prompt without its last line where that asks for the response: 'TL;DR:', 'Assistant:'."""
+  before, newline, line = prompt.rstrip().rpartition('\n')
+  return before.rstrip() if newline and _ASKS.fullmatch(line) else prompt
+
+
+def _first_that_fits(whole: Callable[[int], str], count: int, tokenizer: Tokenizer,
+                     limit: int) -> tuple[str, list[int]] | None:
+  """The first of the prompts whole(0), …, whole(count - 1) that fits, and its ids; None: none does.
+
+  Each has fewer tokens than the one before, so a few of them are tried: dialogues may be long.
+  """
+  low, high, found = 0, count, None
+  while low < high:
+    middle = (low + high) // 2
+    shorter = whole(middle)
+    if len(ids := tokenizer.encode_prompt(shorter)) <= limit:
+      high, found = middle, (shorter, ids)
+    else:
+      low = middle + 1
+  return found
 
 
 def _cut_chat(prompt: Chat, tokenizer: Tokenizer, limit: int) -> tuple[str, list[int]] | None:
@@ -257,10 +280,9 @@ def _cut_chat(prompt: Chat, tokenizer: Tokenizer, limit: int) -> tuple[str, list
   turns = list(itertools.dropwhile(lambda one: one['role'] == 'system', prompt.messages))
   system = prompt.messages[:len(prompt.messages) - len(turns)]
   starts = [index for index, one in enumerate(turns) if one['role'] == 'user']
-  for start in starts[1:]:
-    shorter = Chat((*system, *turns[start:]))
-    if len(ids := tokenizer.encode_prompt(shorter)) <= limit:
-      return shorter, ids
+  if found := _first_that_fits(lambda turn: Chat((*system, *turns[starts[turn + 1]:])),
+                               len(starts) - 1, tokenizer, limit):
+    return found
   if not starts:
     return None
   asked, *rest = turns[starts[-1]:]

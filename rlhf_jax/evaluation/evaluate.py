@@ -303,16 +303,17 @@ def _reward_entry(evaluation: _Evaluation, rankings: Sequence[records.Ranking],
                   training: Collection[str]) -> dict[str, Any]:
   """The entry "reward_model" of results.json."""
   config = evaluation.config
-  sets = {(ranking.prompt, ranking.completions): ranking for ranking in rankings}
+  key = lambda ranking: (ranking.prompt, ranking.completions, ranking.ended)
+  sets = {key(ranking): ranking for ranking in rankings}
   reward = evaluation.parents['reward']
   flat = np.asarray(responses.score_responses(
     reward.model, reward.params, reward.tokenizer,
     [ranking.prompt for ranking in sets.values() for _ in ranking.completions],
-    [text for ranking in sets.values() for text in ranking.completions],
+    [answer for ranking in sets.values() for answer in _as_trained(ranking, reward.tokenizer)],
     prompt_length=config.prompt_length, response_length=config.response_length, batch=config.batch))
   ends = np.cumsum([len(ranking.completions) for ranking in sets.values()])[:-1]
   scored = dict(zip(sets, np.split(flat, ends), strict=True))
-  scores = [scored[ranking.prompt, ranking.completions] for ranking in rankings]
+  scores = [scored[key(ranking)] for ranking in rankings]
   entry = results.reward_entry(rankings, scores, training, evaluation.judge)
   _LOG.info(
     '%s: reward model orders %s of %d pairs as training labelers do, %s as held-out ones',
@@ -324,18 +325,33 @@ def _reward_entry(evaluation: _Evaluation, rankings: Sequence[records.Ranking],
   return entry
 
 
+def _as_trained(ranking: records.Ranking, tokenizer: Any) -> list[responses.Response]:
+  """The completions as the tokens that reward models are trained on: eos where they ended."""
+  texts, ended = zip(*map(ranking.completion, range(len(ranking.completions))), strict=True)
+  found = tokenizer.encode_responses([ranking.prompt] * len(texts), texts)
+  return [responses.Response(text, (*ids, *[tokenizer.eos] * whole), 0.0, whole)
+          for text, ids, whole in zip(texts, found, ended, strict=True)]
+
+
 def _read_rankings(
   evaluation: _Evaluation, where: str | tuple[configs.Source, ...]
 ) -> list[records.Ranking]:
-  """The rankings of a Collect run, or of sources."""
+  """The rankings of a Collect run, or of sources, whose prompts fit."""
+  config = evaluation.config
+  return list(builders.read_prompts(
+    _sources(evaluation, where), evaluation.model(config.against).tokenizer, evaluation.place,
+    builders.Limits.like(config))[0])
+
+
+def _sources(evaluation: _Evaluation, where: str | tuple[configs.Source, ...]
+             ) -> tuple[configs.Source, ...]:
+  """Where the rankings of a Collect run are, or the sources themselves."""
   if isinstance(where, str):
     path = store.absolute(evaluation.place.workdir) / where / 'rankings.jsonl'
     if not path.is_file():
       raise configs.BadInput(f'{evaluation.name}.rankings: run {where!r} left no {path}')
     where = (configs.Source(kind='rankings', files=(str(path),)),)
-  config = evaluation.config
-  return list(builders.read_prompts(where, evaluation.model(config.against).tokenizer,
-                                    evaluation.place, builders.Limits.like(config))[0])
+  return where
 
 
 def _training_labelers(evaluation: _Evaluation) -> set[str]:
@@ -351,7 +367,9 @@ def _training_labelers(evaluation: _Evaluation) -> set[str]:
   if beside != here and isinstance(data, str):
     data = (configs.Source('rankings', (str(beside / data / 'rankings.jsonl'),)),)
   try:
-    return {ranking.labeler for ranking in _read_rankings(evaluation, data)}
+    # Read for the names alone: what was trained on need not fit the lengths of an evaluation.
+    read, _ = sources.read(_sources(evaluation, data), evaluation.place)
+    return {ranking.labeler for ranking in read}
   except configs.BadInput as error:
     if beside == here:
       raise

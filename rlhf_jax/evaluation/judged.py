@@ -9,6 +9,7 @@ sampling, rewards, KL.
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -41,6 +42,7 @@ def judge_rows(
     response, ended, length?, reference?, register?, judgement: {score, flags, win?,
     reference_score?} or None}; register where the prompt asks for one of
     REQUESTS.
+  Raises: BadInput for a judge's word that `beside` refuses.
   """
   rows = []
   for index, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
@@ -140,27 +142,40 @@ def beside(judge: records.Judge, prompt: records.Prompt, response: str, referenc
            ) -> records.Judgement:
   """The judgement of a response and its reference, in this order; the judge is shown them in one
   that a hash of the prompt chooses, since judges that are language models favour a place.
+
+  Raises: BadInput where its word is not one score, rank and flags a response, each score finite.
   """
   turned = bool(hashlib.blake2b(prompt.prompt.encode(), digest_size=1).digest()[0] % 2)
-  told = judge(prompt, [reference, response] if turned else [response, reference], '')
+  told = _asked(judge, prompt, [reference, response] if turned else [response, reference])
   if not turned:
     return told
   return dataclasses.replace(told, scores=told.scores[::-1], ranks=told.ranks[::-1],
                              flags=told.flags[::-1])
 
 
-def _judgement(
-  judge: records.Judge, prompt: records.Prompt, response: str, reference: str | None
-) -> dict[str, Any]:
-  texts = [response] if reference is None else [response, reference]
-  told = judge(prompt, texts, '') if reference is None else beside(judge, prompt, response,
-                                                                    reference)
+def _asked(judge: records.Judge, prompt: records.Prompt, texts: Sequence[str]
+           ) -> records.Judgement:
+  """The judge's word on the texts of one prompt. Raises: BadInput, see `beside`."""
+  told = judge(prompt, texts, '')
   if not len(told.scores) == len(told.ranks) == len(told.flags) == len(texts):
     raise BadInput(
       f'the judge was given {len(texts)} responses and returned {len(told.scores)} scores, '
       f'{len(told.ranks)} ranks and {len(told.flags)} flags '
       f'for the prompt {json.dumps(prompt.prompt)}'
     )
+  if not all(math.isfinite(score) for score in told.scores):
+    name = getattr(judge, '__qualname__', judge)
+    found = ', '.join(str(float(score)) for score in told.scores)
+    raise BadInput(f'judge {name!r}: expected finite scores, found {found} for the prompt '
+                   f'{records.show(prompt.prompt)}; correct the judge')
+  return told
+
+
+def _judgement(
+  judge: records.Judge, prompt: records.Prompt, response: str, reference: str | None
+) -> dict[str, Any]:
+  told = _asked(judge, prompt, [response]) if reference is None else beside(
+    judge, prompt, response, reference)
   row = {
     'score': float(told.scores[0]),
     'flags': {name: bool(value) for name, value in told.flags[0].items()},

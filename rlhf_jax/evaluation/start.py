@@ -55,7 +55,7 @@ def draw(fixed: Fixed, folder: pathlib.Path, of: str, count: int, seed: int) -> 
       told = [judged.beside(fixed.judge, prompt, answer.marked, reference.marked)
               for prompt, answer, reference in zip(fixed.prompts[here], found, references[here],
                                                    strict=True)]
-      piece |= {'gold': [one.scores[0] for one in told],
+      piece |= {'gold': [float(one.scores[0]) for one in told],
                 'wins': [winrate.win(*one.ranks) for one in told]}
     pieces.append(piece)
   drawn = pieces.done[len(batches):(count + 1) * len(batches)]

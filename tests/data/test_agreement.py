@@ -1,5 +1,7 @@
 """Agreement between labelers on cases worked by hand."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -89,10 +91,35 @@ def test_interval_redraws_prompts_and_not_pairs():
   assert high - low == pytest.approx(2 * 1.96 * .5 / np.sqrt(50), rel=.1)
 
 
+def test_interval_of_many_prompts_is_that_of_all_resamples_at_once(monkeypatch):
+  generator = np.random.default_rng(0)
+  above, below = generator.random(301), generator.integers(0, 3, 301)
+  whole = agreement.ratio_interval(above, below)
+  for name in ('_BLOCK', '_KEPT'):  # kept in blocks, then drawn anew
+    agreement._many.cache_clear()
+    agreement._few.cache_clear()
+    monkeypatch.setattr(agreement, name, 1000)
+    share, interval = agreement.ratio_interval(above, below)
+    assert share == whole[0] and interval == pytest.approx(whole[1], abs=1e-12)
+
+
+def test_the_memory_of_an_interval_has_a_limit(monkeypatch):
+  monkeypatch.setattr(agreement, 'RESAMPLES', 200)
+  monkeypatch.setattr(agreement, '_BLOCK', 2**18)
+  monkeypatch.setattr(agreement, '_KEPT', 2**18)
+  tracemalloc.start()
+  try:
+    agreement.ratio_interval(np.arange(20_000))
+    peak = tracemalloc.get_traced_memory()[1]
+  finally:
+    tracemalloc.stop()
+  assert peak < 12e6  # 200 resamples of 20,000 numbers are 32 MB
+
+
 def test_interval_is_the_same_every_time_and_refuses_other_shapes():
-  agreement._resampled_counts.cache_clear()
+  agreement._few.cache_clear()
   first = agreement.ratio_interval([1, 0, 1, 1])
-  agreement._resampled_counts.cache_clear()
+  agreement._few.cache_clear()
   assert agreement.ratio_interval([1, 0, 1, 1]) == first
   assert agreement.ratio_interval([]) == (None, None)
   assert agreement.ratio_interval([0.0, 0.0], [0, 0]) == (None, None)

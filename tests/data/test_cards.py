@@ -149,6 +149,21 @@ def test_the_command_names_what_is_wrong(words, message, files, capsys):
   assert code == 2 and not out and message in error and '\n' not in error
 
 
+@pytest.mark.parametrize(('words', 'message'), [
+  (('--out', '.'), "--out .: expected a file, found a folder; name a file in it"),
+  (('--out', 'a.jsonl/card.json'), 'expected a.jsonl to be a folder, found a file'),
+  (('--k-max', '-1'), 'k_max: expected at least 2 for rankings, found -1'),
+  (('--response-length', '1'), 'response_length: expected at least 2 for rankings, found 1'),
+  (('--prompt-length', '-5'), 'prompt_length: expected at least 1 for rankings, found -5'),
+])
+def test_the_command_refuses_what_no_build_or_file_can_be(words, message, files, capsys,
+                                                          monkeypatch):
+  monkeypatch.chdir(files)
+  code, out, error = shown(capsys, 'a.jsonl', '--kind', 'rankings', '--skip-bad-rows',
+                           '--tokenizer', 'tokenizer.json', *words)
+  assert code == 2 and not out and message in error and '\n' not in error
+
+
 def test_the_command_needs_no_jax(files):
   code = ('import sys; from rlhf_jax.__main__ import main; '
           f'main(["data", {str(files / "a.jsonl")!r}, "--kind", "prompts"]); '

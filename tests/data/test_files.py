@@ -1,5 +1,6 @@
 """Forms of files: told by name and content, the same rows in each, refusals that say where."""
 
+import datetime
 import gzip
 import json
 
@@ -70,6 +71,26 @@ def test_parquet_of_messages_with_columns_that_are_null(tmp_path):
   records, _ = read(path, kind='demonstrations')
   assert records == [Demonstration(Chat(talk[:1]), 'Yes'), Demonstration('p', 'c', 'chat')]
   assert records[0].prompt.messages == ({'role': 'user', 'content': 'Hi'},)
+
+
+def test_meta_of_parquet_has_messages_in_some_rows_alone(tmp_path):
+  messages = [{'role': 'user', 'content': 'Hi'}]
+  path = parquet(tmp_path / 'a.parquet', [
+    {'prompt': 'p', 'meta': {'n': 1, 'messages': None}},
+    {'prompt': 'Human: Hi\n\nAssistant:', 'meta': {'n': 2, 'messages': messages}}])
+  plain, chat = read(path, kind='prompts')[0]
+  assert plain == Prompt('p', meta={'n': 1}) and not isinstance(plain.prompt, Chat)
+  assert list(chat.prompt.messages) == messages and chat.meta == {'n': 2}
+
+
+def test_a_date_in_meta_is_a_bad_row(tmp_path):
+  """No rankings, rows or cards of JSON could hold it, which would be found after all sampling."""
+  when = datetime.datetime(2024, 5, 6)
+  path = parquet(tmp_path / 'a.parquet', [{'prompt': 'p', 'meta': {'n': 1, 'when': None}},
+                                          {'prompt': 'q', 'meta': {'n': 2, 'when': when}}])
+  with pytest.raises(BadInput, match=r"a\.parquet: row 2: field 'meta\.when': expected what JSON"):
+    read(path, kind='prompts')
+  assert read(path, kind='prompts', skip=True)[1].refused == {'meta that is no JSON': 1}
 
 
 def test_a_bad_row_of_parquet_is_named_or_counted(tmp_path):

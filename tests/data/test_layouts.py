@@ -82,6 +82,35 @@ def test_messages(kind, row, messages, rest):
   assert said == rest
 
 
+@pytest.mark.parametrize('before', [[], [SYSTEM], [HI, HELLO], [SYSTEM, HI, HELLO]])
+@pytest.mark.parametrize('prompt', [{'prompt': 'Why?'}, {'prompt': None}, {}])
+@pytest.mark.parametrize(('layout', 'kind'), [
+  (lambda asked: {'chosen': [*asked, SO], 'rejected': [*asked, NO]}, 'rankings'),
+  (lambda asked: {'chosen': [*asked, SO], 'rejected': [*asked, NO], 'messages': [*asked, SO]},
+   'rankings'),
+  (lambda asked: {'chosen': [SO], 'rejected': [NO], 'prompt': asked}, 'rankings'),
+  (lambda asked: {'chosen': [SO], 'rejected': [NO], 'prompt': 'p', 'messages': [*asked, SO]},
+   'rankings'),
+  (lambda asked: {'chosen': 'a', 'rejected': 'b', 'prompt': 'p', 'messages': [*asked, SO]},
+   'rankings'),
+  (lambda asked: {'completions': ['a', 'b'], 'ranks': [1, 2], 'prompt': 'p',
+                  'messages': [*asked, SO]}, 'rankings'),
+  (lambda asked: {'messages': [*asked, SO]}, 'demonstrations'),
+  (lambda asked: {'prompt': 'p', 'response': 'r', 'messages': [*asked, SO]}, 'demonstrations'),
+  (lambda asked: {'prompt': 'p', 'completion': 'r', 'messages': [*asked, SO]}, 'demonstrations'),
+])
+def test_a_row_has_one_prompt_whatever_it_is_read_for(layout, kind, prompt, before):
+  row = prompt | layout([*before, WHY])
+  found, asked = layouts.record(kind, row).prompt, layouts.record('prompts', row).prompt
+  assert asked == found and type(asked) is type(found)
+  assert getattr(asked, 'messages', ()) == getattr(found, 'messages', ())
+
+
+def test_a_prompt_needs_no_preference():
+  row = {'prompt': 'Hi', 'chosen': [HI, SO], 'rejected': [HI, SO]}
+  assert layouts.record('prompts', row).prompt.messages == (HI,)
+
+
 def test_what_else_messages_hold_is_dropped():
   row = {'messages': [HI | {'name': 'ann', 'weight': None}, HELLO | {'tool_calls': []}]}
   assert layouts.record('demonstrations', row).prompt.messages == (HI,)
@@ -101,6 +130,10 @@ def test_pairs_of_dialogues_that_compare_nothing_are_left_out(row, reason):
 
 
 @pytest.mark.parametrize(('kind', 'row', 'message'), [
+  ('rankings', {'chosen': f'{DIALOGUE} So.\n\nHuman: thanks', 'rejected': f'{DIALOGUE} No.'},
+   "field 'chosen': expected the assistant's turn last, found"),
+  ('prompts', {'chosen': f'{DIALOGUE} So.', 'rejected': f'{DIALOGUE} No.\n\nHuman: bad'},
+   "field 'rejected': expected the assistant's turn last, found"),
   ('text', [], "expected a JSON object with 'text', found a list []"),
   ('text', {}, "field 'text': expected a row with {text}, found an empty object"),
   ('text', {'txet': 'a'}, "found only 'txet'; rename 'txet'"),

@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import pathlib
 
 import pytest
 
@@ -298,6 +299,14 @@ def test_the_answers_belong_to_what_a_dataset_is_made_of(votes):
   assert readers.beside(path, '') == []
 
 
+def test_votes_may_be_named_from_within_their_folder(votes, monkeypatch):
+  path = votes(VOTE)
+  monkeypatch.chdir(path.parent)
+  bare = pathlib.Path(path.name)
+  assert read(bare, 'mt_bench', 'rankings')[0] == read(path, 'mt_bench', 'rankings')[0]
+  assert readers.beside(bare, 'mt_bench') == readers.beside(path, 'mt_bench')
+
+
 def test_votes_without_their_answers(votes, tmp_path):
   path = votes(VOTE)
   (tmp_path / 'mt_bench_answers' / 'm1.jsonl').write_text('{"question_id": 81, "choices": []}\n')
@@ -322,6 +331,19 @@ def test_pairs_of_any_layout_are_put_back_by_labeler(tmp_path):
   path = write(tmp_path / 'b.jsonl', {'prompt': 'p', 'chosen': 'a', 'rejected': 'b'})
   with pytest.raises(BadInput, match=r"b\.jsonl:1: field 'labeler': expected the name"):
     read(path, 'pairs', 'rankings')
+
+
+def test_pairs_may_be_tied(tmp_path):
+  def pair(first, second, ranks, **more):
+    return {'prompt': 'p', 'completions': [first, second], 'ranks': ranks, 'labeler': 'ann'} | more
+  path = write(tmp_path / 'a.jsonl', pair('a', 'b', [1, 1]), pair('b', 'c', [1, 2]),
+               pair('a', 'b', [1, 1], labeler='bob'), pair('x', 'y', [2, 2], prompt='q'))
+  records, reading = read(path, 'pairs', 'rankings')
+  assert records == [Ranking('p', ('a', 'b', 'c'), (1, 1, 2), 'ann')]
+  assert reading.refused == {'all ranks tied': 2} and reading.sets == {'sets of 3': 1}
+  assert read(path, 'pairs', 'prompts')[0] == [Prompt('p'), Prompt('q')]
+  with pytest.raises(BadInput, match='at least two different ranks'):  # what nobody puts together
+    read(path, 'jsonl', 'rankings')
 
 
 def test_the_help_of_data_names_every_reader(capsys):

@@ -1,6 +1,7 @@
 """Records: what is valid, what the message says otherwise, and how judges are named."""
 
 import copy
+import datetime
 import json
 import pickle
 
@@ -87,6 +88,8 @@ def test_empty_optional_fields_are_left_out():
    "field 'ranks': expected 3 ranks, found 2; give one rank for each completion"),
   ('rankings', RANKING | {'ranks': [1, 1, 1]}, 'all ranks tied', "field 'ranks'"),
   ('rankings', RANKING | {'ranks': [0, 1, 2]}, 'ranks not positive', 'whole numbers from 1'),
+  ('rankings', RANKING | {'ranks': [1, 2**31, 2]}, 'ranks too large',
+   'ranks up to 2147483647, found'),
   ('rankings', RANKING | {'ranks': [1, True, 2]}, 'wrong type', "field 'ranks[1]'"),
   ('rankings', RANKING | {'ranks': [1, 2.0, 2]}, 'wrong type', 'found a number 2.0'),
   ('rankings', RANKING | {'ranks': '123'}, 'wrong type', 'expected a list, found a text "123"'),
@@ -96,6 +99,12 @@ def test_empty_optional_fields_are_left_out():
   ('rankings', RANKING | {'ended': [True]}, 'ended of the wrong length', "field 'ended'"),
   ('prompts', {'prompt': 'p', 'meta': {'messages': [{'role': 'user'}]}}, 'wrong type',
    "field 'meta.messages[0].content': expected a text, found null"),
+  ('prompts', {'prompt': 'p', 'meta': {'id': 1, 'when': datetime.datetime(2024, 5, 6)}},
+   'meta that is no JSON', "field 'meta.when': expected what JSON can hold, found datetime"),
+  ('demonstrations', {'prompt': 'p', 'response': 'r', 'meta': {'day': [datetime.date(2024, 5, 6)]}},
+   'meta that is no JSON', "field 'meta.day'"),
+  ('rankings', RANKING | {'meta': {'raw': {'a': b'bytes'}}}, 'meta that is no JSON', "'meta.raw'"),
+  ('prompts', {'prompt': 'p', 'meta': {'half': '\ud800'}}, 'meta that is no JSON', "'meta.half'"),
 ])
 def test_bad_rows_are_refused_with_field_and_expectation(kind, row, reason, message):
   with pytest.raises(Refused) as error:

@@ -1,13 +1,15 @@
 """Rows: the one layout, token by token, and what the limits do to prompts, responses and pairs."""
 
+import random
 import re
+import time
 
 import numpy as np
 import pytest
 
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import rows
-from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Text
+from rlhf_jax.data.records import Chat, Demonstration, Prompt, Ranking, Text
 from rlhf_jax.data.rows import Limits
 from rlhf_jax.data.tokenizer import Tokenizer
 
@@ -189,6 +191,60 @@ def test_prompts_are_cut_where_a_sentence_or_a_turn_ends(prompt, limit, expected
     return
   assert found[0] == expected
   assert found[1] == tokenizer.encode_prompt(expected) and len(found[1]) <= limit
+
+
+def first_that_fits(prompt, tokenizer, limit):
+  """`rows.cut` turn by turn, where a whole turn can stay."""
+  if isinstance(prompt, Chat):
+    turns = [index for index, one in enumerate(prompt.messages) if one['role'] == 'user'][1:]
+    system = prompt.messages[:int(prompt.messages[0]['role'] == 'system')]
+    shorter = [Chat((*system, *prompt.messages[turn:])) for turn in turns]
+  else:
+    shorter = [prompt[found.start() + 2:] for found in re.finditer('\n\nHuman:', prompt)]
+  return next((one for one in shorter if len(tokenizer.encode_prompt(one)) <= limit), None)
+
+
+@pytest.mark.parametrize('seed', range(40))
+def test_a_dialogue_keeps_all_turns_that_fit(seed, tokenizer):
+  dice = random.Random(seed)
+  text = lambda: 'the sun, ' * dice.randint(0, 3) + 'why?'
+  messages = [{'role': 'system', 'content': text()}] if seed % 2 else []
+  for _ in range(dice.randint(1, 9)):
+    messages += [{'role': 'user', 'content': text()}, {'role': 'assistant', 'content': text()}]
+  chat, limit = Chat([*messages, {'role': 'user', 'content': text()}]), dice.randint(60, 300)
+  for prompt in (chat,) if seed % 2 else (chat, str(chat)):
+    expected, found = first_that_fits(prompt, tokenizer, limit), rows.cut(prompt, tokenizer, limit)
+    if expected is not None:
+      assert found == (expected, tokenizer.encode_prompt(expected))
+      assert getattr(found[0], 'messages', ()) == getattr(expected, 'messages', ())
+    elif found:
+      assert len(found[1]) <= limit
+
+
+@pytest.mark.parametrize('prompt', [
+  'Human: a\n\n' * 500 + 'Human: what now?',
+  Chat([{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}] * 250
+       + [{'role': 'user', 'content': 'what now?'}])])
+def test_few_turns_of_a_long_dialogue_are_tried(prompt, tokenizer, monkeypatch):
+  tried, encode = [], tokenizer.encode_prompt
+  monkeypatch.setattr(tokenizer, 'encode_prompt', lambda text: tried.append(1) or encode(text))
+  found, _ = rows.cut(prompt, tokenizer, 60)
+  assert found.count('Human') > 1 and found.rstrip().endswith(('now?', 'Assistant:'))
+  assert len(tried) < 15
+
+
+@pytest.mark.parametrize(('prompt', 'body'), [
+  ('a\n\nTL;DR:', 'a'), ('a \n \t\nTL;DR: \n', 'a'), ('a\n:', 'a\n:'), ('TL;DR:', 'TL;DR:'),
+  ('a\nno mark \n', 'a\nno mark \n'), ('\nA:', ''), (f'a\n{"x" * 24}:', 'a'),
+  (f'a\n{"x" * 25}:', f'a\n{"x" * 25}:'), ('a\nb:\nA: c', 'a\nb:\nA: c')])
+def test_the_last_line_that_asks(prompt, body):
+  assert rows._body(prompt) == body
+
+
+def test_blank_lines_take_no_time(tokenizer):
+  start = time.process_time()
+  rows.cut('x' + '\n' * 30_000 + 'y. ' * 50, tokenizer, 32)
+  assert time.process_time() - start < 2
 
 
 def test_cut_prompts_are_counted_and_the_rest_refused(tokenizer):

@@ -209,6 +209,40 @@ def test_a_reward_model_of_another_workdir_learnt_from_the_rankings_beside_it(ma
   assert trained_on('known') == {'u'}
 
 
+def test_the_rankings_of_the_training_may_be_longer_than_those_evaluated_on(made, tmp_path):
+  config, parents, place = made
+  reward = types.SimpleNamespace(**vars(parents['reward']) | {'folder': tmp_path / 'reward'})
+  (tmp_path / 'rankings').mkdir()
+  (tmp_path / 'rankings' / 'rankings.jsonl').write_text(json.dumps({
+    'prompt': 'tell us of the sea ' * 9, 'completions': ['a', 'b'], 'ranks': [1, 2],
+    'labeler': 'u'}) + '\n')
+  config = dataclasses.replace(config, models={'sft': MODELS['sft']}, judge='', text=(), rankings=(
+    configs.Source('rankings', (str(place.workdir / 'heldout' / 'rankings.jsonl'),)),))
+  told = evaluate.run(config, parents | {'reward': reward}, place, tmp_path / 'e', 'evaluation')
+  assert {name for name, one in told['reward_model']['by_labeler'].items() if one['training']} == {
+    'u'}
+
+
+def test_rankings_are_scored_on_the_tokens_that_were_trained_on(made, tmp_path, monkeypatch):
+  config, parents, place = made
+  path, tokenizer = tmp_path / 'ended.jsonl', parents['reward'].tokenizer
+  row = {'prompt': 'tell us of 1', 'completions': ['the sun', 'sun …', 'us …', 'the sea and the'],
+         'ranks': [1, 2, 3, 4]}
+  path.write_text(''.join(json.dumps(row | more) + '\n' for more in (
+    {'ended': [False, True, False, True], 'labeler': 'x'}, {'labeler': 'y'})))
+  source = (configs.Source('rankings', (str(path),)),)
+  config = dataclasses.replace(config, judge='', text=(), models={'sft': MODELS['sft']},
+                               rankings=source)
+  asked, score_rows = [], responses.score_rows
+  monkeypatch.setattr(responses, 'score_rows', lambda model, params, tokens, valid, batch: (
+    asked.append((tokens, valid)) or score_rows(model, params, tokens, valid, batch)))
+  evaluate.run(config, parents, place, tmp_path, 'evaluation')
+  built = builders.build(source, tokenizer, builders.Place(tmp_path), builders.Limits(16, 6, 0, 4))
+  for index, which in enumerate(('tokens', 'valid')):
+    np.testing.assert_array_equal(
+      asked[0][index], np.concatenate([built.train[i][which] for i in (0, 1)]))
+
+
 def test_rows_hold_what_was_judged(told, made):
   _, parents, place = made
   path = place.workdir / 'evaluation' / 'evaluations' / 'gpt.jsonl'

@@ -4,6 +4,7 @@ hand."""
 import numpy as np
 import pytest
 
+from rlhf_jax.configs import BadInput
 from rlhf_jax.data.records import Judgement, Prompt, Ranking
 from rlhf_jax.evaluation import judged, results, reward_accuracy, text_statistics, winrate
 
@@ -128,6 +129,17 @@ def test_the_judge_is_shown_the_response_first_in_half_of_the_prompts():
   for row in rows:
     told = row['judgement']
     assert told['win'] == told['score'] == 1 - told['reference_score'] == told['flags']['a']
+
+
+@pytest.mark.parametrize('references', [None, ['x', 'y', 'z']])
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_a_judge_whose_scores_are_no_numbers_is_named_with_the_prompt(bad, references):
+  def doubtful(prompt, texts, labeler):
+    score = bad if prompt.prompt == 'two' else 1.0
+    return Judgement((score,) * len(texts), (1,) * len(texts))
+
+  with pytest.raises(BadInput, match=r'doubtful.: expected finite scores, found (nan|inf).*"two"'):
+    judged.judge_rows(doubtful, PROMPTS, ['a', 'b', 'c'], references)
 
 
 def test_judged_without_judge_or_references():
