@@ -173,7 +173,8 @@ def _whole(name: str, side: Any, given: Any) -> tuple[Any, str]:
 def dialogue(field: str, text: Any) -> tuple[Chat, str]:
   """A dialogue as hh_rlhf writes it: what comes before the assistant's last turn, and that turn.
 
-  What stands before the first mark is a system message.
+  What stands before the first mark is a system message. Raises: Refused; LeftOut where the human
+  has the last word, which published dialogues may hold.
   """
   check(field, text, str)
   before, mark, answer = text.rpartition(TURN)
@@ -181,9 +182,7 @@ def dialogue(field: str, text: Any) -> tuple[Chat, str]:
     raise Refused('not a dialogue', field, f'a turn that starts with {show(TURN)}', show(text),
                   'write the marks of both speakers, or give the prompt a field of its own')
   if _ASKED in answer:
-    raise Refused('not a dialogue', field, "the assistant's turn last",
-                  f'{show(_ASKED)} after it: {show(answer[answer.index(_ASKED):].strip())}',
-                  'leave out what follows the answer, or the row')
+    raise LeftOut("the human's turn last")
   if not before.strip():
     raise Refused('empty prompt', field, f'a turn before {show(TURN)}', show(text),
                   'leave the row out')

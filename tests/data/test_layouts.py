@@ -119,6 +119,10 @@ def test_what_else_messages_hold_is_dropped():
 @pytest.mark.parametrize(('row', 'reason'), [
   ({'chosen': f'{DIALOGUE} So.', 'rejected': '\n\nHuman: other\n\nAssistant: No.'},
    'no common prompt'),
+  ({'chosen': f'{DIALOGUE} So.\n\nHuman: thanks', 'rejected': f'{DIALOGUE} No.'},
+   "the human's turn last"),
+  ({'chosen': f'{DIALOGUE} So.', 'rejected': f'{DIALOGUE} No.\n\nHuman: bad'},
+   "the human's turn last"),
   ({'chosen': [HI, SO], 'rejected': [WHY, SO]}, 'no common prompt'),
   ({'chosen': [HI, SO], 'rejected': [HI, HELLO, WHY, SO]}, 'no common prompt'),
   ({'chosen': [HI, SO], 'rejected': [HI, SO]}, 'equal completions'),
@@ -130,10 +134,6 @@ def test_pairs_of_dialogues_that_compare_nothing_are_left_out(row, reason):
 
 
 @pytest.mark.parametrize(('kind', 'row', 'message'), [
-  ('rankings', {'chosen': f'{DIALOGUE} So.\n\nHuman: thanks', 'rejected': f'{DIALOGUE} No.'},
-   "field 'chosen': expected the assistant's turn last, found"),
-  ('prompts', {'chosen': f'{DIALOGUE} So.', 'rejected': f'{DIALOGUE} No.\n\nHuman: bad'},
-   "field 'rejected': expected the assistant's turn last, found"),
   ('text', [], "expected a JSON object with 'text', found a list []"),
   ('text', {}, "field 'text': expected a row with {text}, found an empty object"),
   ('text', {'txet': 'a'}, "found only 'txet'; rename 'txet'"),
