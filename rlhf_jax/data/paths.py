@@ -1,0 +1,38 @@
+"""Paths as words of the command line.
+
+Enter: a word. Leave: a path, or argparse's refusal in a line.
+pathlib makes gs:/x of gs://x, a folder of this machine: a word that names a store is never given to
+it. Left out: whether anything is there (`store.check`, the commands).
+"""
+
+import argparse
+import pathlib
+from typing import Any
+
+from rlhf_jax.data import store
+
+
+def local(word: str) -> pathlib.Path:
+  """A file or folder of this machine. Raises: ArgumentTypeError for one in a store."""
+  if not store.is_local(word):
+    raise argparse.ArgumentTypeError(f'{word}: must be a local path, not in a store')
+  return pathlib.Path(word)
+
+
+def local_folder(word: str) -> pathlib.Path:
+  """A folder of this machine. Raises: ArgumentTypeError for one in a store."""
+  if not store.is_local(word):
+    raise argparse.ArgumentTypeError(f'{word}: must be a local folder')
+  return local(word)
+
+
+def anywhere(word: str) -> Any:
+  """A file or folder of this machine or gs://BUCKET/…; other stores are left to `store.check`.
+
+  Raises: ArgumentTypeError for a scheme that no path can have.
+  """
+  try:
+    return store.path(word)
+  except KeyError as error:  # of etils, for a scheme that it does not know
+    raise argparse.ArgumentTypeError(
+      f'{word}: must be a local path, or gs://BUCKET/FOLDER') from error
