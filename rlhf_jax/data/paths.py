@@ -13,14 +13,15 @@ from rlhf_jax.data import store
 
 
 def local(word: str) -> pathlib.Path:
-  """A file or folder of this machine. Raises: ArgumentTypeError for one in a store."""
+  """A file or folder of this machine. Raises: ArgumentTypeError: in a store, or empty."""
+  _check_given(word)
   if not store.is_local(word):
     raise argparse.ArgumentTypeError(f'{word}: must be a local path, not in a store')
   return pathlib.Path(word)
 
 
 def local_folder(word: str) -> pathlib.Path:
-  """A folder of this machine. Raises: ArgumentTypeError for one in a store."""
+  """A folder of this machine. Raises: ArgumentTypeError: in a store, or empty."""
   if not store.is_local(word):
     raise argparse.ArgumentTypeError(f'{word}: must be a local folder')
   return local(word)
@@ -29,10 +30,18 @@ def local_folder(word: str) -> pathlib.Path:
 def anywhere(word: str) -> Any:
   """A file or folder of this machine or gs://BUCKET/…; other stores are left to `store.check`.
 
-  Raises: ArgumentTypeError for a scheme that no path can have.
+  Raises: ArgumentTypeError: empty, or with a scheme that no path can have.
   """
+  _check_given(word)
   try:
     return store.path(word)
   except KeyError as error:  # of etils, for a scheme that it does not know
     raise argparse.ArgumentTypeError(
       f'{word}: must be a local path, or gs://BUCKET/FOLDER') from error
+
+
+def _check_given(word: str) -> None:
+  """Refuses '', which pathlib takes for the current folder."""
+  if not word.strip():
+    raise argparse.ArgumentTypeError(
+      'is empty, as of a shell variable that is not set; expected a path (. is the current folder)')

@@ -42,3 +42,15 @@ def test_a_scheme_that_is_none_is_refused():
   with pytest.raises(argparse.ArgumentTypeError, match='https://x/y: must be a local path, or gs:'):
     paths.anywhere('https://x/y')
   assert isinstance(paths.local('x'), pathlib.Path)
+
+
+@pytest.mark.parametrize('words', [
+  ('run', FILE, '--workdir'), ('sweep', 'experiments/kl_sweep.py', '--workdir'),
+  ('sample', '--run', 'sft', '--workdir'), ('export', '--out', 'x', '--run', 'sft', '--workdir'),
+  ('perplexity', '--text', 'x', '--run', 'sft', '--workdir'), ('report',),
+  ('export', '--workdir', 'W', '--run', 'sft', '--out'), ('run', FILE, '--data')])
+def test_an_empty_path_is_not_the_current_folder(capsys, tmp_path, monkeypatch, words):
+  words = [str(pathlib.Path(word).absolute()) if word.endswith('.py') else word for word in words]
+  monkeypatch.chdir(tmp_path)
+  assert 'is empty, as of a shell variable that is not set' in refused(capsys, *words, '')
+  assert not any(tmp_path.iterdir())
