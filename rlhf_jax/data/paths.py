@@ -2,10 +2,12 @@
 
 Enter: a word. Leave: a path, or argparse's refusal in a line.
 pathlib makes gs:/x of gs://x, a folder of this machine: a word that names a store is never given to
-it. Left out: whether anything is there (`store.check`, the commands).
+it. A `~` behind `=`, or in a list of commands, no shell has read: it is the home folder here.
+Left out: whether anything is there (`store.check`, the commands).
 """
 
 import argparse
+import os
 import pathlib
 from typing import Any
 
@@ -17,7 +19,7 @@ def local(word: str) -> pathlib.Path:
   _check_given(word)
   if not store.is_local(word):
     raise argparse.ArgumentTypeError(f'{word}: must be a local path, not in a store')
-  return pathlib.Path(word)
+  return pathlib.Path(os.path.expanduser(word))  # leaves a ~user that is nobody
 
 
 def local_folder(word: str) -> pathlib.Path:

@@ -30,8 +30,8 @@ _growing: dict[str, pathlib.Path] = {}  # folder in a store -> where its files g
 
 
 def path(text: Any) -> Any:
-  """The etils path of a folder or file, wherever it lies; it is used as a pathlib.Path is. What is
-  a path already stays as it is.
+  """The etils path of a folder or file, wherever it lies; it is used as a pathlib.Path is. A `~`
+  that no shell has read is the home folder here too; what is a path already stays as it is.
   """
   if isinstance(text, pathlib.PurePath):
     return text
@@ -40,7 +40,7 @@ def path(text: Any) -> Any:
     import fsspec
     # Other processes write too: what a listing said before counts for nothing.
     fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
-  return epath.Path(text)
+  return epath.Path(os.path.expanduser(text))  # a gs:// has no ~ in front
 
 
 def is_local(path: Any) -> bool:

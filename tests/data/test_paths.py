@@ -6,7 +6,7 @@ import pathlib
 import pytest
 
 from rlhf_jax import __main__, arguments
-from rlhf_jax.data import paths
+from rlhf_jax.data import paths, store
 
 FILE = 'experiments/quickstart.py'
 SHOWN = ('data', 'README.md', '--kind', 'text')
@@ -54,3 +54,19 @@ def test_an_empty_path_is_not_the_current_folder(capsys, tmp_path, monkeypatch, 
   monkeypatch.chdir(tmp_path)
   assert 'is empty, as of a shell variable that is not set' in refused(capsys, *words, '')
   assert not any(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_folder_whoever_reads_it(monkeypatch):
+  monkeypatch.setenv('HOME', '/home/a')
+  top, run, preflight, sweep = arguments.parser()
+  words = ['--workdir=~/w', '--data=~/d']
+  found = [vars(command.parse_args([FILE, *words])) for command in (run, sweep)]
+  found += [vars(top.parse_args(['export', '--run', 'sft', '--workdir=~/w', '--out=~/d'])),
+            vars(top.parse_args(['perplexity', '--text=~/w'])),
+            vars(preflight.parse_args([FILE, 'sft', '--topology', 'cpu:1', '--json=~/w'])),
+            vars(top.parse_args([*SHOWN, '--data=~/d', '--out=~/w', '--model=~/m']))]
+  paths_in = [str(path) for told in found for value in told.values()
+              for path in (value if isinstance(value, list) else [value])
+              if isinstance(path, pathlib.PurePath) and str(path) != FILE]
+  assert sorted(paths_in) == ['/home/a/d'] * 4 + ['/home/a/m'] + ['/home/a/w'] * 6
+  assert str(store.path('~/w')) == '/home/a/w' and str(store.path('gs://b/~')) == 'gs://b/~'
