@@ -76,22 +76,29 @@ def finite(value: Any) -> Any:
 # ---------------------------------------------------------------- config.json
 
 
-def describe(config: configs.Run, parents: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def describe(config: configs.Run, parents: Mapping[str, tuple[str, str]],
+             folder: Path | None = None) -> dict[str, Any]:
   """What config.json says of a run.
 
   Args:
     parents: role -> (run, its hash), so that a run is bound to the configuration of all it rests
       on.
+    folder: of the run. If it holds this very configuration its hash is taken over, since what
+      rests on it is bound to that: the hash is of the text, in which 1 is not 1.0.
 
   Returns:
     {'kind', 'config', 'parents', 'hash', 'versions', 'commit'}; the last two do not count for the
     hash, nor do the mesh and a device's kernels: a run may go on upon other devices.
+
+  Raises: BadInput for a config.json in `folder` that is no JSON object.
   """
   described = {'kind': type(config).__name__, 'config': json.loads(json.dumps(
     dataclasses.asdict(config))), 'parents': {role: list(of) for role, of in parents.items()}}
   counted = json.dumps(_counted(described), sort_keys=True)
+  there = None if folder is None else read_json(folder / 'config.json')
   return described | {
-    'hash': hashlib.sha256(counted.encode()).hexdigest()[:16],
+    'hash': there['hash'] if there is not None and 'hash' in there and _same(there, described)
+            else hashlib.sha256(counted.encode()).hexdigest()[:16],
     'versions': _versions(), 'commit': _commit()}
 
 
@@ -110,7 +117,7 @@ def check_same(folder: Path, described: Mapping[str, Any], option: str = '',
   there = read_json(folder / 'config.json')
   if there is None:
     return False
-  if there.get('hash') == described['hash']:
+  if there.get('hash') == described['hash'] or _same(there, described):
     return True
   if not holds_work(folder):
     return False
@@ -176,6 +183,11 @@ def from_json(kind: Any, value: Any) -> Any:
     item = typing.get_args(of)
     return tuple(from_json(item[0] if item[-1] is ... else item[i], v) for i, v in enumerate(value))
   return value
+
+
+def _same(there: Mapping[str, Any], described: Mapping[str, Any]) -> bool:
+  """Whether what counts is equal, 1 and 1.0 too: which of them a field holds its type decides."""
+  return {'kind', 'config', 'parents'} <= there.keys() and _counted(there) == _counted(described)
 
 
 def _counted(described: Mapping[str, Any]) -> dict[str, Any]:

@@ -109,6 +109,14 @@ def test_another_configuration_loses_nothing(main, faults, file, tmp_path):
   assert {p: p.read_bytes() for p in (tmp_path / 'w').rglob('*') if p.is_file()} == before
 
 
+def test_1_in_the_file_and_1_as_an_option_are_the_same(main, faults, file, tmp_path):
+  pathlib.Path(file).write_text(FILE.replace('steps=8', 'steps=2, epochs=1').replace(
+    'steps=4', 'steps=2'))
+  assert main('run', file, '--workdir', tmp_path / 'w')[0] == 0
+  code, out, err = main('run', file, '--workdir', tmp_path / 'w', '--gpt.epochs', '1')
+  assert code == 0 and 'gpt: finished' in out and 'sft: finished' in out, err
+
+
 def test_a_loss_that_is_not_finite_is_exit_code_1(main, faults, file, tmp_path):
   faults.nan_at = 4
   code, _, err = main('run', file, '--workdir', tmp_path / 'w', '--checkpoint-seconds', '0')
