@@ -34,6 +34,7 @@ NO_WORK = ('config.json', 'inputs.json', 'seconds.json', 'metrics.jsonl', 'sampl
            'tensorboard', '.lock', 'failed.json')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _TICK = {True: 2.0, False: 30.0}  # seconds between two writes; a put into a store costs money
+_LOCK_SECONDS = 2.0  # between two looks whether another process is done
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
 logger = logging.getLogger('rlhf_jax')
 
@@ -260,6 +261,29 @@ def lock(folder: Path) -> Iterator[None]:
       logger.warning('%s: its file system has no locks (%s): nothing keeps a second process from '
                      'working in it', folder, error.strerror)
     yield
+
+
+@contextlib.contextmanager
+def waiting(folder: Path) -> Iterator[None]:
+  """Holds the lock of a folder, after whoever has it now."""
+  told = False
+  while True:
+    with contextlib.ExitStack() as held:
+      try:
+        held.enter_context(lock(folder))
+      except Busy:
+        told = wait(folder, told)
+        continue
+      yield
+      return
+
+
+def wait(folder: Path, told: bool = False) -> bool:
+  """Sleeps until the next look at a lock, and says on whom it waits unless that was told; True."""
+  if not told:
+    logger.info('waiting for the process at work in %s', folder)
+  time.sleep(_LOCK_SECONDS)
+  return True
 
 
 class Stopwatch:

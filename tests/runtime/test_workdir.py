@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import types
 
 import numpy as np
 import pytest
@@ -150,3 +151,15 @@ def test_only_a_file_system_without_locks_goes_without(tmp_path, monkeypatch, ca
   monkeypatch.setattr(workdir.fcntl, 'flock', refuse)
   with pytest.raises(OSError) if fails else contextlib.nullcontext(), workdir.lock(tmp_path):
     assert 'nothing keeps a second process' in caplog.text
+
+
+def test_waiting_for_a_lock_is_told_once(tmp_path, monkeypatch, caplog):
+  with contextlib.ExitStack() as other, caplog.at_level('INFO', 'rlhf_jax'):
+    other.enter_context(workdir.lock(tmp_path))
+    sleeps = []
+    sleep = lambda seconds: sleeps.append(seconds) or (len(sleeps) == 2 and other.close())
+    monkeypatch.setattr(workdir, 'time', types.SimpleNamespace(sleep=sleep))
+    with workdir.waiting(tmp_path), pytest.raises(workdir.Busy), workdir.lock(tmp_path):
+      pass
+  assert len(sleeps) == 2
+  assert caplog.text.count(f'waiting for the process at work in {tmp_path}') == 1
