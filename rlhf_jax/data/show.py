@@ -53,6 +53,8 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> dict[str, Any]:
   """Prints the card that the options ask for, and returns it. Raises: BadInput."""
   from rlhf_jax.data import builders, cards, sources  # numpy: other commands answer without
+  if options.out:
+    store.check_file(options.out, '--out')
   place = sources.Place(pathlib.Path(), options.data, options.skip_bad_rows)
   source = Source(options.kind, tuple(options.files), options.reader, split=options.split)
   tokenizer = _tokenizer(options)

@@ -1,12 +1,14 @@
 """Paths as words: what they may be is told before anything is read, made or written."""
 
 import argparse
+import json
 import pathlib
 
 import pytest
 
 from rlhf_jax import __main__, arguments
 from rlhf_jax.data import paths, store
+from rlhf_jax.runtime import preflight
 
 FILE = 'experiments/quickstart.py'
 SHOWN = ('data', 'README.md', '--kind', 'text')
@@ -70,3 +72,30 @@ def test_a_tilde_is_the_home_folder_whoever_reads_it(monkeypatch):
               if isinstance(path, pathlib.PurePath) and str(path) != FILE]
   assert sorted(paths_in) == ['/home/a/d'] * 4 + ['/home/a/m'] + ['/home/a/w'] * 6
   assert str(store.path('~/w')) == '/home/a/w' and str(store.path('gs://b/~')) == 'gs://b/~'
+
+
+def test_what_is_below_a_file_is_told_in_a_line(capsys, tmp_path):
+  plain = tmp_path / 'plain'
+  plain.write_text('x')
+  (tmp_path / 'w' / 'sft').mkdir(parents=True)
+  (tmp_path / 'w' / 'sft' / 'config.json').write_text('{}')
+  below = f'{plain}/x/y'
+  for words in (
+      ('run', FILE, '--workdir'), ('sweep', 'experiments/kl_sweep.py', '--workdir'),
+      ('report',), ('export', '--workdir', str(tmp_path / 'w'), '--run', 'sft', '--out'),
+      (*SHOWN, '--out'), ('preflight', FILE, 'gpt', '--topology', 'cpu:1', '--json')):
+    last = refused(capsys, *words, below)
+    assert last == f'{words[-1]} {below}: {plain} is a file, expected a folder'
+  for words in ((*SHOWN, '--out'), ('preflight', FILE, 'gpt', '--topology', 'cpu:1', '--json')):
+    last = refused(capsys, *words, str(tmp_path))
+    assert last == f'{words[-1]} {tmp_path}: is a folder, expected a file'
+
+
+def test_the_folder_of_json_is_made(tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_PLATFORMS', 'cpu')
+  monkeypatch.setattr(__main__.signal, 'signal', lambda *_: None)
+  monkeypatch.setattr(preflight, 'preflight', lambda wish: {'fits': True})
+  monkeypatch.setattr(preflight, 'text', lambda told: 'it fits')
+  out = tmp_path / 'new' / 'told.json'
+  words = ['preflight', FILE, 'gpt', '--topology', 'cpu:1', '--json', str(out)]
+  assert __main__.main(words) == 0 and json.loads(out.read_text()) == {'fits': True}
