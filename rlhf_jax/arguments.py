@@ -6,6 +6,7 @@ Leave: argparse parsers. Left out: what the commands do (__main__.py), `--RUN.fi
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -140,9 +141,9 @@ def _run_options(commands: Any) -> argparse.ArgumentParser:
   add('--multihost', action='store_true',
       help='this is one of several processes that do the same: on every host of a TPU pod, under '
            'srun, or as launch/local_processes.sh starts them')
-  add('--profile', type=int, default=0, metavar='N',
+  add('--profile', type=_count, default=0, metavar='N',
       help='trace N steps of every trained run for TensorBoard and Perfetto, in DIR/RUN/profile')
-  add('--checkpoint-seconds', type=float, default=5.0, metavar='S',
+  add('--checkpoint-seconds', type=_amount, default=5.0, metavar='S',
       help='seconds between two checkpoints, 5 where nothing is said: the most work a kill costs')
   add('--RUN.field', dest='field', metavar='value',
       help='set a field of a run: --sft.optimizer.learning_rate 1e-3; `run FILE --help` lists them')
@@ -167,7 +168,8 @@ def _preflight_options(commands: Any) -> argparse.ArgumentParser:
       help='compile only a part of a PPO update')
   add('--data', type=paths.local_folder, metavar='DIR',
       help='what relative model folders are below')
-  add('--hbm', type=float, default=0.0, metavar='GIB', help='memory a device, less than its own')
+  add('--hbm', type=_amount, default=0.0, metavar='GIB',
+      help='memory a device, less than its own')
   return preflight
 
 
@@ -183,7 +185,7 @@ def _sweep_options(commands: Any) -> argparse.ArgumentParser:
   add('--point', default='', metavar='NAME', help='make this point alone, and what it rests on')
   add('--data', type=paths.local_folder, metavar='DIR', help='as in `run`')
   add('--skip-bad-rows', action='store_true', help='as in `run`')
-  add('--checkpoint-seconds', type=float, default=5.0, metavar='S', help='as in `run`')
+  add('--checkpoint-seconds', type=_amount, default=5.0, metavar='S', help='as in `run`')
   add('--RUN.field', dest='field', metavar='value',
       help='as in `run`; --sweep.field sets one of the sweep itself')
   add('-h', '--help', action='store_true',
@@ -199,6 +201,24 @@ def _model(command: argparse.ArgumentParser) -> Any:
       help='with --run: a finished run of this folder')
   add('--run', metavar='RUN', help='with --workdir: its name')
   return add
+
+
+def _amount(word: str) -> float:
+  """A number that is at least 0 and finite, which nan is not."""
+  try:
+    number = float(word)
+  except ValueError:
+    number = math.nan
+  if not 0 <= number < math.inf:
+    raise argparse.ArgumentTypeError(f'{word!r} is not a number of at least 0')
+  return number
+
+
+def _count(word: str) -> int:
+  """A whole number that is at least 0."""
+  if not word.strip().isdecimal():
+    raise argparse.ArgumentTypeError(f'{word!r} is not a whole number of at least 0')
+  return int(word)
 
 
 def joined(words: Sequence[str], option: str) -> list[str]:
