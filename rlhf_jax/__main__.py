@@ -278,6 +278,9 @@ def _log(console: Any) -> None:
 
 
 if __name__ == '__main__':
+  for stream in (sys.stdout, sys.stderr):
+    if stream and stream.errors == 'strict':  # a ? where there is no →
+      stream.reconfigure(errors='replace')
   if sys.argv[1:2] in (['run'], ['sweep']):
     from rlhf_jax.runtime import pages
     pages.ask()

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -180,6 +182,14 @@ def test_help_explains_without_a_file_and_lists_every_field_with_one(main, file)
   assert code == 0
   assert '--gpt.optimizer.b2' in out and 'int = 77  # optimizer steps' in out
   assert len([x for x in out.splitlines() if x.startswith('  --sft.')]) > 50
+
+
+def test_help_is_shown_where_there_are_no_arrows():
+  done = subprocess.run([sys.executable, '-m', 'rlhf_jax', '--help'], capture_output=True,
+                        env=os.environ | {'PYTHONIOENCODING': 'latin-1'},
+                        cwd=pathlib.Path(__file__).parents[2])
+  assert done.returncode == 0, done.stderr
+  assert b'pretrain ? SFT' in done.stdout and b'--kind rankings' in done.stdout
 
 
 def test_profile_leaves_a_trace(main, faults, file, tmp_path):
