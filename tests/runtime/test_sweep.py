@@ -164,6 +164,17 @@ def test_a_second_start_makes_nothing(swept, file, monkeypatch):
   assert {p: p.read_bytes() for p in before} == before
 
 
+def test_a_grid_with_0_is_the_one_with_0_point_0(swept, file, tmp_path, monkeypatch):
+  shutil.copytree(swept[0], tmp_path / 'w')
+  whole = file.with_name('whole.py')
+  whole.write_text(FILE.replace('(0.0, 0.3)', '(0, 0.3)').replace('(0.0,)', '(0,)'))
+  monkeypatch.setattr(loop, 'train', None)
+  assert whole.read_text() != FILE
+  read = experiment.load(whole)
+  assert [*grid.points(read)] == [*grid.points(experiment.load(file))]
+  assert sweep.run(read, Place(tmp_path / 'w'), OPTIONS) == {}
+
+
 def test_a_killed_point_ends_as_if_it_never_stopped(swept, begun, file, monkeypatch):
   """Stopped after the fourth update of the second point, whose checkpoint is the third's."""
   def stop(self, step, row, show=sweep.Board.progress):
