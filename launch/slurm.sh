@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs on a Slurm cluster: element i of the array does line i of LIST, the words after `python -m rlhf_jax`, for instance
 #   run experiments/quickstart.py --seed 0 --workdir /shared/runs/seed0
+# A line is split at its blanks and nothing else is read in it: no quotes, $ or *; a line end of Windows is left out.
 # From the repository's root, which all nodes see, with .venv made (bash launch/test.sh makes it):
 #   sbatch --array=0-2 launch/slurm.sh LIST
 #   sbatch --array=0-2 --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh LIST     (one task a device)
@@ -18,7 +19,7 @@ if [ $# -ne 1 ] || [ ! -f "$1" ]; then
   exit 2
 fi
 number=$((${SLURM_ARRAY_TASK_ID:-0} + 1))
-read -ra words < <(sed -n "${number}p" "$1")
+read -ra words < <(sed -n "${number}{s/\r\$//;p}" "$1")
 if [ ${#words[@]} -eq 0 ]; then
   echo "$1 has no line $number" >&2
   exit 2

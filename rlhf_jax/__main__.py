@@ -233,6 +233,8 @@ def _data(options: argparse.Namespace) -> int:
 
 def _preflight(options: argparse.Namespace, overridden: list[tuple[str, str]],
                taken: Sequence[str]) -> int:
+  if options.json is not None:
+    store.check_file(options.json, '--json')
   os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever is here, it is not what is compiled for
   from rlhf_jax.runtime import chips, preflight, search
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the compilation too
@@ -244,7 +246,7 @@ def _preflight(options: argparse.Namespace, overridden: list[tuple[str, str]],
   told = preflight.preflight(search.search(wish) if options.search else wish)
   print(preflight.text(told))
   if options.json is not None:
-    options.json.write_text(json.dumps(told, indent=1) + '\n', encoding='utf-8')
+    store.write(options.json, json.dumps(told, indent=1) + '\n')
   return 0 if told['fits'] else 3
 
 
@@ -276,6 +278,9 @@ def _log(console: Any) -> None:
 
 
 if __name__ == '__main__':
+  for stream in (sys.stdout, sys.stderr):
+    if stream and stream.errors == 'strict':  # a ? where there is no →
+      stream.reconfigure(errors='replace')
   if sys.argv[1:2] in (['run'], ['sweep']):
     from rlhf_jax.runtime import pages
     pages.ask()

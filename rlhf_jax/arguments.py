@@ -6,12 +6,13 @@ Leave: argparse parsers. Left out: what the commands do (__main__.py), `--RUN.fi
 """
 
 import argparse
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import show, store
+from rlhf_jax.data import paths, show
 
 DESCRIPTION = """\
 InstructGPT in JAX: pretrain → SFT → rankings → reward model → PPO-ptx.
@@ -87,13 +88,13 @@ def parser() -> tuple[argparse.ArgumentParser, ...]:
   add('--max-tokens', type=int, default=0, metavar='M',
       help="longest response; 0: as trained, or all that a folder's context leaves")
   add('--seed', type=int, default=0, metavar='S', help='0; the same seed, the same responses')
-  add('--data', type=Path, metavar='DIR', help='as in `run`')
+  add('--data', type=paths.local_folder, metavar='DIR', help='as in `run`')
 
   perplexity = commands.add_parser(
     'perplexity', help='how well a model predicts texts', description=PERPLEXITY_DESCRIPTION,
     allow_abbrev=False)
   add = _model(perplexity)
-  add('--text', type=Path, required=True, action='append', metavar='FILE',
+  add('--text', type=paths.anywhere, required=True, action='append', metavar='FILE',
       help='texts: JSON, JSONL (.gz), …; may be given several times')
   add('--limit', type=int, default=0, metavar='N', help='the first N texts; 0: all')
   add('--skip-bad-rows', action='store_true', help='leave out rows that cannot be read')
@@ -102,9 +103,10 @@ def parser() -> tuple[argparse.ArgumentParser, ...]:
     'export', help="a finished run in Hugging Face's layout", description=EXPORT_DESCRIPTION,
     allow_abbrev=False)
   add = export.add_argument
-  add('--workdir', type=store.path, required=True, metavar='DIR', help='a folder that `run` filled')
+  add('--workdir', type=paths.anywhere, required=True, metavar='DIR',
+      help='a folder that `run` filled')
   add('--run', required=True, metavar='RUN', help='a finished Language, Reward or PPO run')
-  add('--out', type=Path, required=True, metavar='FOLDER',
+  add('--out', type=paths.local_folder, required=True, metavar='FOLDER',
       help='a new folder, or one with a model that is written over')
   add('--dtype', choices=('float32', 'float16', 'bfloat16'), default='float32',
       help='of the weights; float32 where nothing is said')
@@ -116,7 +118,7 @@ def parser() -> tuple[argparse.ArgumentParser, ...]:
   report = commands.add_parser(
     'report', help='write DIR/report.html again', allow_abbrev=False,
     description='Writes DIR/report.html from what `run` or `sweep` left in DIR, finished or not.')
-  report.add_argument('workdir', type=store.path, metavar='DIR',
+  report.add_argument('workdir', type=paths.anywhere, metavar='DIR',
                       help='a folder that `run` or `sweep` filled')
   return top, run, _preflight_options(commands), sweep
 
@@ -127,9 +129,10 @@ def _run_options(commands: Any) -> argparse.ArgumentParser:
   add = run.add_argument
   add('file', type=Path, nargs='?', metavar='FILE', help='an experiment file')
   add('runs', nargs='*', metavar='RUN', help='runs to make; all if none is named')
-  add('--workdir', type=store.path, metavar='DIR',
+  add('--workdir', type=paths.anywhere, metavar='DIR',
       help='where everything is written: a folder, or gs://BUCKET/FOLDER')
-  add('--data', type=Path, metavar='DIR', help='what relative paths of sources are below')
+  add('--data', type=paths.local_folder, metavar='DIR',
+      help='what relative paths of sources are below')
   add('--skip-bad-rows', action='store_true',
       help='count and leave out rows that cannot be read, instead of stopping')
   add('--seed', type=int, metavar='N', help='the seed of every run')
@@ -138,9 +141,9 @@ def _run_options(commands: Any) -> argparse.ArgumentParser:
   add('--multihost', action='store_true',
       help='this is one of several processes that do the same: on every host of a TPU pod, under '
            'srun, or as launch/local_processes.sh starts them')
-  add('--profile', type=int, default=0, metavar='N',
+  add('--profile', type=_count, default=0, metavar='N',
       help='trace N steps of every trained run for TensorBoard and Perfetto, in DIR/RUN/profile')
-  add('--checkpoint-seconds', type=float, default=5.0, metavar='S',
+  add('--checkpoint-seconds', type=_amount, default=5.0, metavar='S',
       help='seconds between two checkpoints, 5 where nothing is said: the most work a kill costs')
   add('--RUN.field', dest='field', metavar='value',
       help='set a field of a run: --sft.optimizer.learning_rate 1e-3; `run FILE --help` lists them')
@@ -158,13 +161,15 @@ def _preflight_options(commands: Any) -> argparse.ArgumentParser:
   add('run', metavar='RUN', help='a run that trains')
   add('--topology', required=True, metavar='NAME',
       help='CHIP:SLICE with a chip of v4, v5e, v5p, v6e, tpu7x, such as v5p:4x4x8; or cpu:N')
-  add('--json', type=Path, metavar='OUT', help='write all numbers to this file too')
+  add('--json', type=paths.local, metavar='OUT', help='write all numbers to this file too')
   add('--search', action='store_true',
       help='of a small grid of mesh, rollout_chunks and microbatch (PPO) take the first that fits')
   add('--part', choices=('update', 'rollout', 'minibatch'), default='update',
       help='compile only a part of a PPO update')
-  add('--data', type=Path, metavar='DIR', help='what relative model folders are below')
-  add('--hbm', type=float, default=0.0, metavar='GIB', help='memory a device, less than its own')
+  add('--data', type=paths.local_folder, metavar='DIR',
+      help='what relative model folders are below')
+  add('--hbm', type=_amount, default=0.0, metavar='GIB',
+      help='memory a device, less than its own')
   return preflight
 
 
@@ -174,13 +179,13 @@ def _sweep_options(commands: Any) -> argparse.ArgumentParser:
     allow_abbrev=False)
   add = sweep.add_argument
   add('file', type=Path, nargs='?', metavar='FILE', help='an experiment file with a `sweep`')
-  add('--workdir', type=store.path, metavar='DIR',
+  add('--workdir', type=paths.anywhere, metavar='DIR',
       help='where everything is written: a folder, or gs://BUCKET/FOLDER')
   add('--list', action='store_true', help='name the points, one a line')
   add('--point', default='', metavar='NAME', help='make this point alone, and what it rests on')
-  add('--data', type=Path, metavar='DIR', help='as in `run`')
+  add('--data', type=paths.local_folder, metavar='DIR', help='as in `run`')
   add('--skip-bad-rows', action='store_true', help='as in `run`')
-  add('--checkpoint-seconds', type=float, default=5.0, metavar='S', help='as in `run`')
+  add('--checkpoint-seconds', type=_amount, default=5.0, metavar='S', help='as in `run`')
   add('--RUN.field', dest='field', metavar='value',
       help='as in `run`; --sweep.field sets one of the sweep itself')
   add('-h', '--help', action='store_true',
@@ -192,9 +197,28 @@ def _model(command: argparse.ArgumentParser) -> Any:
   """Adds the two ways to name a model; returns add_argument."""
   add = command.add_argument
   add('--model', metavar='FOLDER', help="a folder in Hugging Face's layout, or DIR/RUN")
-  add('--workdir', type=store.path, metavar='DIR', help='with --run: a finished run of this folder')
+  add('--workdir', type=paths.anywhere, metavar='DIR',
+      help='with --run: a finished run of this folder')
   add('--run', metavar='RUN', help='with --workdir: its name')
   return add
+
+
+def _amount(word: str) -> float:
+  """A number that is at least 0 and finite, which nan is not."""
+  try:
+    number = float(word)
+  except ValueError:
+    number = math.nan
+  if not 0 <= number < math.inf:
+    raise argparse.ArgumentTypeError(f'{word!r} is not a number of at least 0')
+  return number
+
+
+def _count(word: str) -> int:
+  """A whole number that is at least 0."""
+  if not word.strip().isdecimal():
+    raise argparse.ArgumentTypeError(f'{word!r} is not a whole number of at least 0')
+  return int(word)
 
 
 def joined(words: Sequence[str], option: str) -> list[str]:

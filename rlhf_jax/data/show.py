@@ -11,7 +11,7 @@ import pathlib
 from typing import Any
 
 from rlhf_jax.configs import BadInput, Source
-from rlhf_jax.data import store
+from rlhf_jax.data import paths, store
 
 _KINDS = ('text', 'demonstrations', 'rankings', 'prompts')
 _LIMITS = ('prompt_length', 'response_length', 'length', 'k_max')
@@ -34,9 +34,9 @@ def add_parser(commands: Any) -> None:
       'jsonl, json_list, parquet, plain, pairs, self_instruct, dolly, hh_rlhf, openai_summarize, '
       'mt_bench, or file.py:function')
   add('--split', default='train', metavar='NAME', help='for a reader of your own')
-  add('--model', type=pathlib.Path, metavar='FOLDER',
+  add('--model', type=paths.anywhere, metavar='FOLDER',
       help="whose tokenizer counts: a Hugging Face folder, or a finished run's DIR/RUN")
-  add('--tokenizer', type=pathlib.Path, metavar='FILE', help='a tokenizer.json')
+  add('--tokenizer', type=paths.anywhere, metavar='FILE', help='a tokenizer.json')
   for name in _LIMITS:
     add(f'--{name.replace("_", "-")}', type=int, default=0, metavar='N', help={
       'length': 'tokens a row of text', 'k_max': 'completions of a prompt'}.get(
@@ -45,14 +45,16 @@ def add_parser(commands: Any) -> None:
       help='what becomes of prompts above --prompt-length')
   add('--heldout', type=float, default=0.0, metavar='S', help='share to hold out')
   add('--seed', type=int, default=0, metavar='N', help='which share')
-  add('--data', type=pathlib.Path, metavar='DIR', help='what relative paths are below')
+  add('--data', type=paths.local_folder, metavar='DIR', help='what relative paths are below')
   add('--skip-bad-rows', action='store_true', help='count bad rows instead of stopping')
-  add('--out', type=pathlib.Path, metavar='FILE', help='write the card as JSON, too')
+  add('--out', type=paths.local, metavar='FILE', help='write the card as JSON, too')
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
   """Prints the card that the options ask for, and returns it. Raises: BadInput."""
   from rlhf_jax.data import builders, cards, sources  # numpy: other commands answer without
+  if options.out:
+    store.check_file(options.out, '--out')
   place = sources.Place(pathlib.Path(), options.data, options.skip_bad_rows)
   source = Source(options.kind, tuple(options.files), options.reader, split=options.split)
   if options.out:
@@ -98,6 +100,9 @@ def _tokenizer(options: argparse.Namespace) -> Any:
   from rlhf_jax.data.tokenizer import Tokenizer
   if options.model and options.tokenizer:
     raise BadInput('expected --model or --tokenizer, found both')
+  for option, path in (('--model', options.model), ('--tokenizer', options.tokenizer)):
+    if path:
+      store.check(path, option)
   if options.tokenizer:
     return Tokenizer.from_file(options.tokenizer)
   if not options.model:

@@ -30,8 +30,8 @@ _growing: dict[str, pathlib.Path] = {}  # folder in a store -> where its files g
 
 
 def path(text: Any) -> Any:
-  """The etils path of a folder or file, wherever it lies; it is used as a pathlib.Path is. What is
-  a path already stays as it is.
+  """The etils path of a folder or file, wherever it lies; it is used as a pathlib.Path is. A `~`
+  that no shell has read is the home folder here too; what is a path already stays as it is.
   """
   if isinstance(text, pathlib.PurePath):
     return text
@@ -40,7 +40,7 @@ def path(text: Any) -> Any:
     import fsspec
     # Other processes write too: what a listing said before counts for nothing.
     fsspec.config.conf.setdefault('gcs', {})['use_listings_cache'] = False
-  return epath.Path(text)
+  return epath.Path(os.path.expanduser(text))  # a gs:// has no ~ in front
 
 
 def is_local(path: Any) -> bool:
@@ -54,11 +54,13 @@ def absolute(path: Any) -> Any:
 
 
 def check(path: Any, what: str) -> None:
-  """Raises BadInput where a path in a store cannot be reached; `what` is the option it came from.
-
-  Nothing is asked of a local path.
+  """Raises BadInput where a path in a store cannot be reached, or a local one is below a file;
+  `what` is the option it came from.
   """
   if is_local(path):
+    above = next((folder for folder in path.parents if folder.exists()), None)
+    if above is not None and not above.is_dir():
+      raise BadInput(f'{what} {path}: {above} is a file, expected a folder')
     return
   if not str(path).startswith(_GS) or len(path.parts) < 3:
     raise BadInput(f'{what} {path}: expected a folder, or gs://BUCKET/FOLDER')
@@ -72,6 +74,13 @@ def check(path: Any, what: str) -> None:
                    'are there credentials? (`gcloud auth application-default login`)') from error
   if not found:
     raise BadInput(f'{what} {path}: no bucket {bucket}, or none that these credentials may see')
+
+
+def check_file(path: Any, what: str) -> None:
+  """`check`, of a file that will be written. Raises BadInput where a folder has its name, too."""
+  check(path, what)
+  if path.is_dir():
+    raise BadInput(f'{what} {path}: is a folder, expected a file')
 
 
 @functools.cache

@@ -96,6 +96,7 @@ def export(folder: Path, run: str, out: Path, dtype: str = 'float32', ema: bool 
   if not (folder / run / 'config.json').exists():
     runs = sorted(p.parent.name for p in folder.glob('*/config.json'))
     raise BadInput(f'{folder} has no run {run!r}{near(run, runs)}')
+  store.check(out, '--out')
   if out.exists() and not out.is_dir():
     raise BadInput(f'--out {out}: is a file, expected a folder')
   if out.is_dir() and (workdir.read_json(out / 'config.json') or {}).get('kind') in workdir.KINDS:

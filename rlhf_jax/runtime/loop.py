@@ -124,7 +124,7 @@ def descriptions(experiment: experiments.Experiment, names: Iterable[str],
         raise configs.BadInput(f'{experiment.where(name, role)}: {path} is a {kind} model; '
                                f"expected a {'reward model' if kind == 'policy' else 'policy'}")
       needed[role] = (folder, models.fingerprint(path))
-    described[name] = workdir.describe(config, needed)
+    described[name] = workdir.describe(config, needed, place.workdir / name)
   return described
 
 

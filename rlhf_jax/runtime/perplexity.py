@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.configs import BadInput, Source
-from rlhf_jax.data import agreement, readers, sources
+from rlhf_jax.data import agreement, readers, sources, store
 from rlhf_jax.model import experience
 from rlhf_jax.runtime.metrics import console
 from rlhf_jax.stages.stage import Parent
@@ -64,7 +64,7 @@ def texts_of(files: Sequence[Path], place: sources.Place) -> tuple[list[str], in
   """Every text of the files in order, one that is there twice twice, unlike in training; and how
   many rows could not be read.
   """
-  paths = [file.absolute() for file in files]
+  paths = [file.absolute() if store.is_local(file) else file for file in files]
   sources.require([Source('text', tuple(map(str, paths)))], place)
   found, refused = [], 0
   for path in paths:

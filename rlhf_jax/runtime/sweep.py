@@ -11,15 +11,13 @@ one that was not is.
 Left out: several processes at one point; points side by side in one process (launch/sweep.sh).
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import math
-import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +46,6 @@ from rlhf_jax.runtime.grid import Point
 from rlhf_jax.stages import ppo
 from rlhf_jax.stages.stage import Parent, Stage
 
-LOCK_SECONDS = 2.0  # between two looks whether another process is done
 logger = logging.getLogger('rlhf_jax')
 
 
@@ -71,20 +68,36 @@ def run(experiment: experiments.Experiment, place: Place,
   work = _Sweep(experiment, points, place, options)
   wanted = {only: points[only]} if only else points
   work.prepare(list(wanted.values()))
-  failed = {}
   there = [name for name in wanted if (place.workdir / name / 'finished.json').exists()]
   with Board({name: point.config.updates for name, point in wanted.items()}, there) as board:
-    for name, point in wanted.items():
-      reason = work.make(point, board)
-      if reason:
-        failed[name] = reason
-        logger.warning('%s failed: %s', name, reason)
-  with _waiting(place.workdir):
+    failed = _made(work, list(wanted.values()), board)
+  with workdir.waiting(place.workdir):
     made = [work.read(point) for point in points.values()]
     if not only or all(point.status != 'unfinished' for point in made):
       starts = {key: found for point in points.values()
                 if (key := work.start_of(point)) and (found := work.started(point)) is not None}
       tables.write(place.workdir, made, starts, work.told())
+  return failed
+
+
+def _made(work: '_Sweep', points: Sequence[Point], board: Board) -> dict[str, str]:
+  """Makes points, those that another process is making after the others; why they failed."""
+  failed, told = {}, False
+  while points:
+    busy = []
+    for point in points:
+      try:
+        reason = work.make(point, board)
+      except workdir.Busy:
+        busy.append(point)
+        if len(points) > 1 and not told:
+          logger.info('%s: another process is making it; the others first', point.name)
+        continue
+      if reason:
+        failed[point.name] = reason
+        logger.warning('%s failed: %s', point.name, reason)
+    points = busy
+    told = bool(busy) and workdir.wait(work.place.workdir / busy[0].name, told)
   return failed
 
 
@@ -140,12 +153,13 @@ class _Sweep:
     builders.require(self.sweep.text, place)
     left = [p for p in wanted if not (folder / p.name / 'finished.json').exists()]
     inputs.check({point.name: point.config for point in left}, place)
+    told = False
     while bases:  # none named would be all
       try:
         loop.run_file(self.experiment, bases, place, self.options)
         break
       except workdir.Busy:
-        time.sleep(LOCK_SECONDS)
+        told = workdir.wait(folder, told)
     for name in bases if left else ():
       inputs.warn(name, self.experiment.runs[name], place)
     described = loop.descriptions(self.experiment, bases, place)
@@ -155,7 +169,7 @@ class _Sweep:
     for point in self.points.values():
       self._check_same(point)
     executables.keep(folder)
-    with _waiting(folder):
+    with workdir.waiting(folder):
       workdir.write_json(folder / 'sweep.json', self.told())
 
   def told(self) -> dict[str, Any]:
@@ -272,13 +286,18 @@ class _Sweep:
     return made
 
   def make(self, point: Point, board: Board) -> str:
-    """Trains a point; returns why it failed, '' if it did not. A full disk is not its fault."""
+    """Trains a point; returns why it failed, '' if it did not. A full disk is not its fault.
+
+    Raises: Busy while another process is making it.
+    """
     folder = self.place.workdir / point.name
     if (folder / 'finished.json').exists():
       reason = self._again(point)
       board.ended(point.name, 'failed' if reason else 'finished')
       return reason
     with workdir.lock(folder):
+      if (folder / 'finished.json').exists():  # another process was quicker
+        return self.make(point, board)
       (folder / 'failed.json').unlink(missing_ok=True)
       if not self._check_same(point):
         workdir.write_json(folder / 'config.json', self.described(point))
@@ -301,7 +320,7 @@ class _Sweep:
     key = self.start_of(point)
     if self.started(point) is None and key not in self._broken:
       try:
-        with jax.set_mesh(meshes.make_mesh(point.config.mesh)), _waiting(self.place.workdir):
+        with jax.set_mesh(meshes.make_mesh(point.config.mesh)), workdir.waiting(self.place.workdir):
           self._start(point)
       except Exception as error:
         reason, trace = _why(error)
@@ -315,7 +334,7 @@ class _Sweep:
   def _train(self, point: Point, watch: workdir.Stopwatch, board: Board) -> dict[str, Any]:
     config, parents = point.config, self.parents(point.config)
     mesh = meshes.make_mesh(config.mesh)
-    with jax.set_mesh(mesh), _waiting(self.place.workdir):
+    with jax.set_mesh(mesh), workdir.waiting(self.place.workdir):
       inputs.settle(self.place.workdir / point.name, config, self.place)
       self._start(point)
       # Checks the numbers that `neutral` hides, and builds the data while no other point can.
@@ -376,17 +395,3 @@ def _neutral(config: configs.PPO) -> tuple[configs.PPO, dict[str, np.float32]]:
   neutral = dataclasses.replace(config, kl_coef=0.0, ptx_coef=0.0, evaluation_prompts=(),
                                 **without)
   return neutral, {name: np.float32(value) for name, value in numbers.items()}
-
-
-@contextlib.contextmanager
-def _waiting(folder: Path) -> Iterator[None]:
-  """Holds the lock of a workdir, after whoever has it now."""
-  while True:
-    with contextlib.ExitStack() as held:
-      try:
-        held.enter_context(workdir.lock(folder))
-      except workdir.Busy:
-        time.sleep(LOCK_SECONDS)
-        continue
-      yield
-      return

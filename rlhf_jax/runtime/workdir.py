@@ -34,6 +34,7 @@ NO_WORK = ('config.json', 'inputs.json', 'seconds.json', 'metrics.jsonl', 'sampl
            'tensorboard', '.lock', 'failed.json')
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy')
 _TICK = {True: 2.0, False: 30.0}  # seconds between two writes; a put into a store costs money
+_LOCK_SECONDS = 2.0  # between two looks whether another process is done
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)  # what file systems without locks say
 logger = logging.getLogger('rlhf_jax')
 
@@ -76,22 +77,29 @@ def finite(value: Any) -> Any:
 # ---------------------------------------------------------------- config.json
 
 
-def describe(config: configs.Run, parents: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
+def describe(config: configs.Run, parents: Mapping[str, tuple[str, str]],
+             folder: Path | None = None) -> dict[str, Any]:
   """What config.json says of a run.
 
   Args:
     parents: role -> (run, its hash), so that a run is bound to the configuration of all it rests
       on.
+    folder: of the run. If it holds this very configuration its hash is taken over, since what
+      rests on it is bound to that: the hash is of the text, in which 1 is not 1.0.
 
   Returns:
     {'kind', 'config', 'parents', 'hash', 'versions', 'commit'}; the last two do not count for the
     hash, nor do the mesh and a device's kernels: a run may go on upon other devices.
+
+  Raises: BadInput for a config.json in `folder` that is no JSON object.
   """
   described = {'kind': type(config).__name__, 'config': json.loads(json.dumps(
     dataclasses.asdict(config))), 'parents': {role: list(of) for role, of in parents.items()}}
   counted = json.dumps(_counted(described), sort_keys=True)
+  there = None if folder is None else read_json(folder / 'config.json')
   return described | {
-    'hash': hashlib.sha256(counted.encode()).hexdigest()[:16],
+    'hash': there['hash'] if there is not None and 'hash' in there and _same(there, described)
+            else hashlib.sha256(counted.encode()).hexdigest()[:16],
     'versions': _versions(), 'commit': _commit()}
 
 
@@ -110,7 +118,7 @@ def check_same(folder: Path, described: Mapping[str, Any], option: str = '',
   there = read_json(folder / 'config.json')
   if there is None:
     return False
-  if there.get('hash') == described['hash']:
+  if there.get('hash') == described['hash'] or _same(there, described):
     return True
   if not holds_work(folder):
     return False
@@ -176,6 +184,11 @@ def from_json(kind: Any, value: Any) -> Any:
     item = typing.get_args(of)
     return tuple(from_json(item[0] if item[-1] is ... else item[i], v) for i, v in enumerate(value))
   return value
+
+
+def _same(there: Mapping[str, Any], described: Mapping[str, Any]) -> bool:
+  """Whether what counts is equal, 1 and 1.0 too: which of them a field holds its type decides."""
+  return {'kind', 'config', 'parents'} <= there.keys() and _counted(there) == _counted(described)
 
 
 def _counted(described: Mapping[str, Any]) -> dict[str, Any]:
@@ -248,6 +261,29 @@ def lock(folder: Path) -> Iterator[None]:
       logger.warning('%s: its file system has no locks (%s): nothing keeps a second process from '
                      'working in it', folder, error.strerror)
     yield
+
+
+@contextlib.contextmanager
+def waiting(folder: Path) -> Iterator[None]:
+  """Holds the lock of a folder, after whoever has it now."""
+  told = False
+  while True:
+    with contextlib.ExitStack() as held:
+      try:
+        held.enter_context(lock(folder))
+      except Busy:
+        told = wait(folder, told)
+        continue
+      yield
+      return
+
+
+def wait(folder: Path, told: bool = False) -> bool:
+  """Sleeps until the next look at a lock, and says on whom it waits unless that was told; True."""
+  if not told:
+    logger.info('waiting for the process at work in %s', folder)
+  time.sleep(_LOCK_SECONDS)
+  return True
 
 
 class Stopwatch:

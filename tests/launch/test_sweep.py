@@ -101,6 +101,46 @@ esac
   assert asked.read_text().split() == [f'p{number + 1}' for number in range(made)]
 
 
+def test_words_behind_two_dashes_are_the_programs(tmp_path):
+  """With and without Slurm; they change the points and what those rest on, too."""
+  bin_ = pathlib.Path(sys.executable).parent
+  (tmp_path / 'sbatch').write_text('#!/bin/sh\n')
+  (tmp_path / 'sbatch').chmod(0o755)
+  words = ('--dry-run', '--mem=1G', '--', '--ppo_ptx.reward', 'x.py:f', '--data', 'X')
+  plain = dry(without_slurm(tmp_path), options=(*words[:1], *words[2:]))
+  slurm = dry(f'{tmp_path}:{bin_}:/usr/bin:/bin', options=words)
+  further = ' '.join(words[3:])
+  assert slurm[1] == f'run {FILE} gpt sft --workdir runs/a {further}'
+  lines = [line for line in slurm if line.startswith('sweep ')]
+  assert len(lines) == 18
+  assert all(f' --workdir runs/a {further} --point kl_coef' in line for line in lines)
+  assert all('--mem=1G' in line and further not in line
+             for line in slurm if line.startswith('sbatch'))
+  assert [line.split(' -m rlhf_jax ')[1] for line in plain] == [slurm[1], *lines]
+
+
+def test_without_slurm_its_options_are_refused_by_name(tmp_path):
+  done = subprocess.run(
+    ['bash', 'launch/sweep.sh', FILE, 'runs/a', '--dry-run', '--ppo.updates', '3'], cwd=ROOT,
+    capture_output=True, text=True, env=os.environ | {'PATH': without_slurm(tmp_path)})
+  assert done.returncode == 2 and not done.stdout
+  assert '--ppo.updates 3: taken for options of sbatch' in done.stderr
+  assert 'stand behind --' in done.stderr
+
+
+def test_the_cluster_behind_a_jobs_number_is_no_part_of_it(tmp_path):
+  bin_ = pathlib.Path(sys.executable).parent
+  sbatch = tmp_path / 'sbatch'
+  sbatch.write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\necho "12;here"\n')
+  sbatch.chmod(0o755)
+  done = subprocess.run(['bash', 'launch/sweep.sh', FILE, tmp_path / 'w'], cwd=ROOT, text=True,
+                        capture_output=True,
+                        env=os.environ | {'PATH': f'{tmp_path}:{bin_}:/usr/bin:/bin'})
+  assert done.returncode == 0, done.stderr
+  second = (tmp_path / 'asked').read_text().splitlines()[1].split()
+  assert '--dependency=afterok:12' in second
+
+
 def test_under_slurm_blanks_are_refused(tmp_path):
   (tmp_path / 'sbatch').write_text('#!/bin/sh\n')
   (tmp_path / 'sbatch').chmod(0o755)

@@ -4,6 +4,8 @@ import errno
 import json
 import os
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -88,6 +90,14 @@ def test_seed_is_passed_on(main, faults, file, tmp_path):
   (['export', '--workdir', 'W', '--run', 'sft', '--out', 'W'], 'w: no such folder'),
   (['run', 'FILE', '--workdir', 'W', '--gpt.model.heads', '3'],
    "runs['gpt']: model.heads = 3 does not divide model.width"),
+  (['run', 'FILE', '--workdir', 'W', '--checkpoint-seconds', 'nan'],
+   "--checkpoint-seconds: 'nan' is not a number of at least 0"),
+  (['sweep', 'FILE', '--workdir', 'W', '--checkpoint-seconds', '-1'],
+   "--checkpoint-seconds: '-1' is not a number of at least 0"),
+  (['run', 'FILE', '--workdir', 'W', '--profile', '-1'],
+   "--profile: '-1' is not a whole number of at least 0"),
+  (['preflight', 'FILE', 'gpt', '--topology', 'cpu:1', '--hbm', 'nan'],
+   "--hbm: 'nan' is not a number of at least 0"),
   (['sweep'], 'required: FILE'),
   ([], 'required: COMMAND'),
 ])
@@ -107,6 +117,14 @@ def test_another_configuration_loses_nothing(main, faults, file, tmp_path):
   code, _, err = main('run', file, 'sft', '--workdir', tmp_path / 'w', '--gpt.batch', '5')
   assert code == 2 and 'batch is 32 there and 5 now' in last(err) and '--gpt.batch 32' in last(err)
   assert {p: p.read_bytes() for p in (tmp_path / 'w').rglob('*') if p.is_file()} == before
+
+
+def test_1_in_the_file_and_1_as_an_option_are_the_same(main, faults, file, tmp_path):
+  pathlib.Path(file).write_text(FILE.replace('steps=8', 'steps=2, epochs=1').replace(
+    'steps=4', 'steps=2'))
+  assert main('run', file, '--workdir', tmp_path / 'w')[0] == 0
+  code, out, err = main('run', file, '--workdir', tmp_path / 'w', '--gpt.epochs', '1')
+  assert code == 0 and 'gpt: finished' in out and 'sft: finished' in out, err
 
 
 def test_a_loss_that_is_not_finite_is_exit_code_1(main, faults, file, tmp_path):
@@ -164,6 +182,14 @@ def test_help_explains_without_a_file_and_lists_every_field_with_one(main, file)
   assert code == 0
   assert '--gpt.optimizer.b2' in out and 'int = 77  # optimizer steps' in out
   assert len([x for x in out.splitlines() if x.startswith('  --sft.')]) > 50
+
+
+def test_help_is_shown_where_there_are_no_arrows():
+  done = subprocess.run([sys.executable, '-m', 'rlhf_jax', '--help'], capture_output=True,
+                        env=os.environ | {'PYTHONIOENCODING': 'latin-1'},
+                        cwd=pathlib.Path(__file__).parents[2])
+  assert done.returncode == 0, done.stderr
+  assert b'pretrain ? SFT' in done.stdout and b'--kind rankings' in done.stdout
 
 
 def test_profile_leaves_a_trace(main, faults, file, tmp_path):

@@ -5,6 +5,8 @@ import dataclasses
 import json
 import math
 import shutil
+import time
+import types
 
 import jax
 import pyarrow.parquet
@@ -162,6 +164,17 @@ def test_a_second_start_makes_nothing(swept, file, monkeypatch):
   assert {p: p.read_bytes() for p in before} == before
 
 
+def test_a_grid_with_0_is_the_one_with_0_point_0(swept, file, tmp_path, monkeypatch):
+  shutil.copytree(swept[0], tmp_path / 'w')
+  whole = file.with_name('whole.py')
+  whole.write_text(FILE.replace('(0.0, 0.3)', '(0, 0.3)').replace('(0.0,)', '(0,)'))
+  monkeypatch.setattr(loop, 'train', None)
+  assert whole.read_text() != FILE
+  read = experiment.load(whole)
+  assert [*grid.points(read)] == [*grid.points(experiment.load(file))]
+  assert sweep.run(read, Place(tmp_path / 'w'), OPTIONS) == {}
+
+
 def test_a_killed_point_ends_as_if_it_never_stopped(swept, begun, file, monkeypatch):
   """Stopped after the fourth update of the second point, whose checkpoint is the third's."""
   def stop(self, step, row, show=sweep.Board.progress):
@@ -183,6 +196,33 @@ def test_a_killed_point_ends_as_if_it_never_stopped(swept, begun, file, monkeypa
       point['last'] = timeless(point['last'])
       point.pop('seconds')
   assert one == other
+
+
+def test_a_point_that_another_process_is_making_comes_last(swept, file, tmp_path, monkeypatch,
+                                                           caplog):
+  """Whether the other finishes it or dies; and what it waits for is told once."""
+  folder = tmp_path / 'w'
+  shutil.copytree(swept[0], folder)
+  (folder / POINTS[0] / 'finished.json').rename(tmp_path / 'finished.json')
+  order, sleeps, make = [], [], sweep._Sweep.make
+  monkeypatch.setattr(sweep._Sweep, 'make', lambda self, point, board: order.append(
+    point.name) or make(self, point, board))
+  monkeypatch.setattr(loop, 'train', None)  # would be the point's failure
+  with contextlib.ExitStack() as other, caplog.at_level('INFO', 'rlhf_jax'):
+    other.enter_context(workdir.lock(folder / POINTS[0]))
+
+    def sleep(seconds):
+      sleeps.append(seconds)
+      if len(sleeps) == 3:
+        shutil.copy(tmp_path / 'finished.json', folder / POINTS[0])
+        other.close()
+    # Not time.sleep itself: threads of others sleep too.
+    monkeypatch.setattr(workdir, 'time',
+                        types.SimpleNamespace(sleep=sleep, monotonic=time.monotonic))
+    assert sweep.run(experiment.load(file), Place(folder), OPTIONS) == {}
+  assert order == [*POINTS, *[POINTS[0]] * 3] and len(sleeps) == 3
+  assert caplog.text.count(f'waiting for the process at work in {folder / POINTS[0]}') == 1
+  assert caplog.text.count(f'{POINTS[0]}: another process is making it; the others first') == 1
 
 
 def test_a_point_begun_with_other_data_stops_the_sweep(begun, file, monkeypatch):

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import types
 
 import numpy as np
 import pytest
@@ -45,6 +46,29 @@ def test_a_run_goes_on_without_the_kernel_and_from_before_there_was_one(tmp_path
   wider = configs.Language(model=configs.Model(vocabulary=9, width=64))
   with pytest.raises(configs.BadInput, match=r'model\.width is 128 there and 64 now; take'):
     workdir.check_same(tmp_path, workdir.describe(wider, {}))
+
+
+def test_1_and_1_point_0_are_one_configuration_for_the_run_and_what_rests_on_it(tmp_path):
+  whole, point = (configs.Language(optimizer=configs.Optimizer(clip=clip)) for clip in (1, 1.0))
+  child = configs.Language(init_from='gpt', epochs=2)
+  for made, now in ((whole, point), (point, whole)):
+    gpt, sft = tmp_path / str(made.optimizer.clip) / 'gpt', tmp_path / f'{now.optimizer.clip}sft'
+    old = workdir.describe(made, {})
+    assert old['hash'] != workdir.describe(now, {})['hash']  # as hashes are in workdirs there are
+    workdir.write_json(gpt / 'config.json', old)
+    workdir.write_json(sft / 'config.json',
+                       workdir.describe(child, {'init_from': ('gpt', old['hash'])}))
+    for folder in (gpt, sft):
+      (folder / 'checkpoints').mkdir()
+    described = workdir.describe(now, {}, gpt)
+    assert described['hash'] == old['hash'] and workdir.check_same(gpt, described)
+    again = configs.Language(init_from='gpt', epochs=2.0)
+    parents = {'init_from': ('gpt', described['hash'])}
+    assert workdir.check_same(sft, workdir.describe(again, parents, sft))
+    other = workdir.describe(configs.Language(optimizer=configs.Optimizer(clip=2)), {}, gpt)
+    assert other['hash'] != old['hash']
+    with pytest.raises(configs.BadInput, match=r'optimizer\.clip is 1(\.0)? there and 2 now'):
+      workdir.check_same(gpt, other)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
@@ -127,3 +151,15 @@ def test_only_a_file_system_without_locks_goes_without(tmp_path, monkeypatch, ca
   monkeypatch.setattr(workdir.fcntl, 'flock', refuse)
   with pytest.raises(OSError) if fails else contextlib.nullcontext(), workdir.lock(tmp_path):
     assert 'nothing keeps a second process' in caplog.text
+
+
+def test_waiting_for_a_lock_is_told_once(tmp_path, monkeypatch, caplog):
+  with contextlib.ExitStack() as other, caplog.at_level('INFO', 'rlhf_jax'):
+    other.enter_context(workdir.lock(tmp_path))
+    sleeps = []
+    sleep = lambda seconds: sleeps.append(seconds) or (len(sleeps) == 2 and other.close())
+    monkeypatch.setattr(workdir, 'time', types.SimpleNamespace(sleep=sleep))
+    with workdir.waiting(tmp_path), pytest.raises(workdir.Busy), workdir.lock(tmp_path):
+      pass
+  assert len(sleeps) == 2
+  assert caplog.text.count(f'waiting for the process at work in {tmp_path}') == 1
