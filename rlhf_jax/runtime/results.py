@@ -25,7 +25,7 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
 
   Returns:
     What the Evaluate runs found; of several the last's where two say the same thing (whole entries
-    of models), and 'evaluation', its name. Where there is none, {'runs': {RUN: its summary}}. And
+    of models); and 'evaluation', its name. Where there is none, {'runs': {RUN: its summary}}. And
     'seconds': {RUN: over all its restarts}.
   """
   finished = {name: found for name in runs
@@ -36,9 +36,7 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
   for name, summary in evaluations.items():
     models = {**told.get('models', {}), **summary.get('models', {})}
     told = {**told, **{key: value for key, value in summary.items() if value or key not in told},
-            'models': models}
-    if len(evaluations) > 1:
-      told['evaluation'] = name
+            'models': models, 'evaluation': name}
   if not evaluations:
     told['runs'] = {name: found['summary'] for name, found in finished.items()}
   told['seconds'] = {name: found['seconds'] for name, found in finished.items()}

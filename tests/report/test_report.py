@@ -182,8 +182,8 @@ def made_up(folder, finished=True):
       for category, n in (('generation', 270), ('open QA', 70), ('extraction', 9))
     },
   }
-  write(
-    folder / 'results.json',
+  tell(
+    folder,
     {
       'labelers': {
         'agreement_training': 0.726,
@@ -217,10 +217,19 @@ def made_up(folder, finished=True):
         ],
       },
       'models': {name: entry(rate) for name, rate in MODELS.items()},
-      'seconds': {'gpt': 61.5},
     },
   )
   return folder
+
+
+def tell(folder, results):
+  """As the runtime leaves what an Evaluate run found."""
+  write(folder / 'evaluation' / 'finished.json', {'summary': results, 'seconds': 61.5})
+  write(folder / 'results.json', results | {'evaluation': 'evaluation', 'seconds': {'gpt': 61.5}})
+
+
+def found_in(folder):
+  return json.loads((folder / 'evaluation' / 'finished.json').read_text())['summary']
 
 
 def write(path, value):
@@ -355,7 +364,7 @@ def test_verdict_and_claims(tmp_path, whole):
 
 def test_of_two_evaluations_the_page_tells_the_one_that_results_name(tmp_path):
   folder = made_up(tmp_path)
-  results = json.loads((folder / 'results.json').read_text())
+  results = found_in(folder)
   first = json.loads((folder / 'evaluation' / 'config.json').read_text())
   write(folder / 'afterwards' / 'config.json', first)  # before the other one by the alphabet
   shutil.copytree(folder / 'evaluation' / 'evaluations', folder / 'afterwards' / 'evaluations')
@@ -374,15 +383,43 @@ def test_of_two_evaluations_the_page_tells_the_one_that_results_name(tmp_path):
   assert 'not there prompt by prompt' not in better.numbers
 
 
+def test_results_of_an_older_model_are_no_verdict(tmp_path):
+  folder = made_up(tmp_path)
+  for name in ('ppo_ptx', 'evaluation'):  # begun anew
+    (folder / name / 'finished.json').unlink()
+  page = report.page(contents.read(folder))
+  assert 'Not finished: ppo_ptx, evaluation.' in page and '71.0 %' not in page
+  assert 'Not there yet: what an Evaluate run finds' in page
+
+
+def test_a_finished_evaluation_needs_no_results_file(tmp_path, whole):
+  folder = made_up(tmp_path / 'workdir')
+  (folder / 'results.json').unlink()
+  page = report.page(contents.read(folder))
+  assert 'ppo_ptx is preferred to sft: it wins 71.0 %' in page and 'Not there yet' not in page
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_an_evaluation_that_was_only_begun_hides_no_finished_one(tmp_path, named):
+  folder = made_up(tmp_path)
+  begun = json.loads((folder / 'evaluation' / 'config.json').read_text())
+  write(folder / 'later' / 'config.json', begun)
+  if named:
+    write(folder / 'results.json', found_in(folder) | {'evaluation': 'later'})
+  page = report.page(contents.read(folder))
+  assert 'ppo_ptx is preferred to sft: it wins 71.0 %' in page
+  assert 'told of evaluation; not finished yet: later.' in page
+
+
 def test_claims_fail_where_numbers_do(tmp_path):
   folder = made_up(tmp_path)
-  results = json.loads((folder / 'results.json').read_text())
+  results = found_in(folder)
   results['models']['ppo_ptx'] |= {
     'win_rate_vs_sft': {'mean': 0.56, 'low': 0.53, 'high': 0.59, 'n': 600},
     'pretraining_loss': 2.31 * 1.04,
   }
   results['models']['sft']['by_category']['extraction']['fails_task_rate'] = 1.0
-  write(folder / 'results.json', results)
+  tell(folder, results)
   path = folder / 'evaluation' / 'evaluations' / 'ppo_ptx.jsonl'
   rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
   for i, row in enumerate(rows):
@@ -394,10 +431,10 @@ def test_claims_fail_where_numbers_do(tmp_path):
 
 def test_what_intervals_leave_open_is_neither_true_nor_false(tmp_path):
   folder = made_up(tmp_path)
-  results = json.loads((folder / 'results.json').read_text())
+  results = found_in(folder)
   results['models']['ppo_ptx']['win_rate_vs_sft'] |= {'mean': 0.62, 'low': 0.59, 'high': 0.65}
   results['reward_model'] |= {'accuracy_heldout_labelers_ci': [0.58, 0.66]}
-  write(folder / 'results.json', results)
+  tell(folder, results)
   path = folder / 'evaluation' / 'evaluations' / 'ppo_ptx.jsonl'
   rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
   for i, row in enumerate(rows):  # on one prompt more than best-of-4, which has 18
@@ -424,10 +461,10 @@ def test_rows_without_ids_decide_nothing(tmp_path):
 def test_without_a_judge_nobody_is_called_better(tmp_path):
   """The reward model's own view of what was trained to please it is no preference."""
   folder = made_up(tmp_path)
-  results = json.loads((folder / 'results.json').read_text())
+  results = found_in(folder)
   for entry in results['models'].values():
     entry |= {'judge': 'reward model', 'gold': None, 'gold_ci': None}
-  write(folder / 'results.json', results)
+  tell(folder, results)
   page = report.write(folder).read_text('utf-8')
   assert 'Nobody judged: on 71.0 % of 600 held-out prompts' in page
   assert 'preferred' not in page and 'is judged better' not in page
@@ -464,7 +501,7 @@ def test_torn_files_do_not_stop_it(tmp_path):
   assert len(found.run('gpt').metrics) == 400  # a line in the making is not damage
   assert len(found.left_out) == 1 and found.left_out[0].startswith('results.json: is not JSON')
   page = report.write(folder).read_text(encoding='utf-8')
-  assert 'results.json, written when' in page
+  assert 'ppo_ptx is preferred to sft' in page  # finished.json says so
   assert 'Left out, because it could not be read: results.json: is not JSON' in page
 
 

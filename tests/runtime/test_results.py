@@ -14,7 +14,7 @@ def test_of_two_evaluations_entries_are_taken_whole(tmp_path):
   finish(tmp_path, 'b', {'models': {'sft': {'gold': 1.0, 'by_category': {'x': {}}}, 'gpt': {}},
                          'reward_model': {'accuracy': 0.7, 'ece': 0.1}, 'labelers': {'n': 3}})
   told = results.assemble(tmp_path, runs)
-  assert 'evaluation' not in told and told['models']['sft']['gold'] == 1.0
+  assert told['evaluation'] == 'b' and told['models']['sft']['gold'] == 1.0
   finish(tmp_path, 'a', {'models': {'sft': {'gold': 2.0}}, 'reward_model': {'accuracy': 0.6},
                          'labelers': {}})
   told = results.assemble(tmp_path, runs)
