@@ -102,6 +102,21 @@ def test_every_section_and_figure_is_there(page):
   assert 'Not there' not in page
 
 
+def test_a_stopped_sweep_says_how_far_it_is(tmp_path):
+  made = made_up(tmp_path)
+  (tmp_path / 'summary.json').unlink()
+  names = list(json.loads((tmp_path / 'sweep.json').read_text())['runs'])
+  for name, file in ((names[0], 'finished'), (names[1], 'finished'), (names[2], 'failed'),
+                     (names[3], 'config')):
+    (made / name / f'{file}.json').write_text('{"kind": "PPO"}')
+  page = report.write(made).read_text('utf-8')
+  assert ('A sweep on its way: 2 of 12 points finished, 1 failed. Start the same command again to '
+          'go on.') in page
+  assert 'Not there yet' not in page and 'Not finished' not in page
+  assert re.findall(r'<td class="(?:no)?">(\w+(?: \w+)?)</td>', page) == [
+    'finished', 'finished', 'failed', 'begun', *['not begun'] * 8]
+
+
 def test_nothing_is_fetched(page, folder):
   fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
   assert all(name.startswith('figures/') and (folder / name).is_file() for name in fetched)
