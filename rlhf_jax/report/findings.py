@@ -33,16 +33,11 @@ class Roles:
   against: str  # the baseline of every win rate, '' where nothing was evaluated
   pretrained: str = ''
   aligned: tuple[str, ...] = ()  # trained by PPO, sampled plainly
+  # The aligned one that is spoken of first: with pretraining gradient where there is such a one.
+  best: str = ''
   tricks: tuple[
     str, ...
   ] = ()  # the baseline with another temperature or the best of several samples
-
-  @property
-  def best(self) -> str:
-    """The aligned model that is spoken of first: the one with pretraining gradient where there is
-    one."""
-    named = [name for name in self.aligned if 'ptx' in name]
-    return (named or list(self.aligned) or [''])[0]
 
 
 def roles(contents: Contents) -> Roles:
@@ -71,7 +66,15 @@ def roles(contents: Contents) -> Roles:
       tricks.append(name)
     elif run.kind == 'Language' and plain and not run.config.get('init_from'):
       pretrained = pretrained or name
-  return Roles(against, pretrained, tuple(aligned), tuple(tricks))
+  best = next((name for name in aligned if _mixes_text(contents, models[name])),
+              aligned[0] if aligned else '')
+  return Roles(against, pretrained, tuple(aligned), best, tuple(tricks))
+
+
+def _mixes_text(contents: Contents, sampled: Mapping[str, Any]) -> bool:
+  """Whether a PPO run had pretraining gradients, whatever it is called."""
+  config = contents.run(sampled['run']).config
+  return bool(config.get('ptx_coef') and config.get('ptx_ratio'))
 
 
 def unjudged(contents: Contents) -> bool:

@@ -326,6 +326,21 @@ def test_a_model_folder_is_what_was_pretrained(tmp_path):
   assert told.pretrained == 'base' and told.against == 'sft' and told.best == 'ppo_ptx'
 
 
+def test_the_aligned_model_spoken_of_first_is_told_by_its_settings(tmp_path):
+  folder = made_up(tmp_path)
+  described = json.loads((folder / 'ppo_ptx' / 'config.json').read_text())
+  for name, ratio in (('no_ptx', 0.0), ('mixed', 1.0)):
+    write(folder / name / 'config.json', described | {
+      'config': {'ptx_coef': 1.0, 'ptx_ratio': ratio}})
+  evaluation = json.loads((folder / 'evaluation' / 'config.json').read_text())
+  plain = evaluation['config']['models']['sft']
+  evaluation['config']['models'] = {name: plain | {'run': name}
+                                    for name in ('sft', 'no_ptx', 'mixed')}
+  write(folder / 'evaluation' / 'config.json', evaluation)
+  told = findings.roles(contents.read(folder))
+  assert told.aligned == ('no_ptx', 'mixed') and told.best == 'mixed'
+
+
 def test_change_of_the_loss_with_its_interval(whole):
   assert '1.2 % <small>[1.0, 1.4]</small>' in whole
 
