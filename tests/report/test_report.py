@@ -431,7 +431,7 @@ def test_claims_fail_where_numbers_do(tmp_path):
   results = found_in(folder)
   results['models']['ppo_ptx'] |= {
     'win_rate_vs_sft': {'mean': 0.56, 'low': 0.53, 'high': 0.59, 'n': 600},
-    'pretraining_loss': 2.31 * 1.04,
+    'pretraining_loss': 2.31 * 1.04, 'pretraining_loss_change_ci': [0.031, 0.05],
   }
   results['models']['sft']['by_category']['extraction']['fails_task_rate'] = 1.0
   tell(folder, results)
@@ -441,7 +441,7 @@ def test_claims_fail_where_numbers_do(tmp_path):
     row['judgement']['win'] = float(i < 10)
   lines(path, rows)
   told = [claim.holds for claim in findings.claims(contents.read(folder))]
-  assert told == [True, False, False, False, False, True, True, False, False]
+  assert told == [True, None, False, False, False, True, True, False, False]
 
 
 def test_what_intervals_leave_open_is_neither_true_nor_false(tmp_path):
@@ -462,6 +462,33 @@ def test_what_intervals_leave_open_is_neither_true_nor_false(tmp_path):
   assert better.holds is None and 'prompt by prompt 3.3 more [0.0, 10.0]' in better.numbers
   page = report.write(folder).read_text('utf-8')
   assert page.count('the intervals leave it open') == 4  # at temperature 0.5 too
+
+
+@pytest.mark.parametrize(('ends', 'holds'), [
+  ([0.02, 0.029], True), ([-0.01, 0.05], None), ([0.031, 0.05], False), (None, None)])
+def test_the_loss_is_judged_by_its_interval(tmp_path, ends, holds):
+  folder = made_up(tmp_path)
+  results = found_in(folder)
+  results['models']['ppo_ptx'] |= {'pretraining_loss': 2.26, 'pretraining_loss_change_ci': ends}
+  tell(folder, results)
+  claim = next(claim for claim in findings.claims(contents.read(folder)) if 'loss' in claim.text)
+  assert claim.holds is holds and '(−2.2 %' in claim.numbers
+  assert ends is None or holds is not None or '[−1.0, +5.0]' in claim.numbers
+
+
+@pytest.mark.parametrize(('low', 'high', 'holds'), [
+  (0.55, 0.65, True), (0.5, 0.6, None), (0.4, 0.5, None), (0.3, 0.4, False)])
+def test_better_is_left_open_where_intervals_touch(tmp_path, low, high, holds):
+  folder = made_up(tmp_path)
+  results = found_in(folder)  # sft against itself: 0.46 to 0.54
+  results['models']['ppo_ptx']['win_rate_vs_sft'] |= {'low': low, 'high': high}
+  tell(folder, results)
+  told = {claim.text: claim.holds for claim in findings.claims(contents.read(folder))}
+  assert told['ppo_ptx is better than sft, intervals apart'] is holds
+
+
+def test_ends_below_zero_have_a_true_minus():
+  assert [findings.bare(value) for value in (-0.034, -0.0001, 0.5)] == ['−3.4', '0.0', '50.0']
 
 
 def test_rows_without_ids_decide_nothing(tmp_path):
