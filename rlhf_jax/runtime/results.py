@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import rich.table
+import rich.text
 
 from rlhf_jax import configs
 from rlhf_jax.data import processes
@@ -59,12 +60,15 @@ def table(told: Mapping[str, Any]) -> rich.table.Table:
 
 def _models(told: Mapping[str, Any]) -> rich.table.Table:
   models = told['models']
-  shown = rich.table.Table('', *models, caption=_caption(told), caption_justify='left')
+  # Models have any names; as Text they are shown as they are, brackets and colons too.
+  shown = rich.table.Table('', *(rich.table.Column(rich.text.Text(name)) for name in models),
+                           caption=_caption(told), caption_justify='left')
   rates = dict.fromkeys(key for entry in models.values() for key, rate in entry.items()
                         if key.startswith('win_rate_vs_') and isinstance(rate, Mapping))
   for key in rates:
     found = [entry.get(key) or {} for entry in models.values()]
-    shown.add_row(key.replace('_', ' '), *(_number(rate.get('mean')) for rate in found))
+    shown.add_row(rich.text.Text(f'win rate vs {key.removeprefix("win_rate_vs_")}'),
+                  *(_number(rate.get('mean')) for rate in found))
     shown.add_row('  95 % interval', *(f"{_number(rate.get('low'))}–{_number(rate.get('high'))}"
                                        for rate in found))
   for measure in MEASURES:

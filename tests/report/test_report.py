@@ -520,6 +520,16 @@ def test_more_runs_than_colours(tmp_path):
   assert all(f'run {i}' in drawn for i in range(10))
 
 
+def test_names_of_models_stand_in_figures_as_they_are():
+  names = ['_hidden', 'cost $5 or $x_$', 'sft<b>&"x"']
+  drawn = figures.gold_over_kl({name: {'kl': 1.0, 'gold': 0.5, 'proxy': 0.2} for name in names})
+  rates = figures.win_rates({name: {'mean': .5, 'low': .4, 'high': .6, 'n': 9} for name in names},
+                            '_hidden')
+  for svg in (drawn, rates):
+    texts = [html.unescape(text) for text in re.findall(r'<text[^>]*>([^<]*)</text>', svg)]
+    assert set(names) <= set(texts)
+
+
 def test_half_a_workdir(tmp_path):
   page = report.write(made_up(tmp_path, finished=False)).read_text(encoding='utf-8')
   assert tuple(Page(page).sections) == SECTIONS
