@@ -145,6 +145,45 @@ def test_comparisons(page):
   assert paired.count('<tr><td>') >= 5
 
 
+def captioned(told, folder, key):
+  """The comparisons of one kind on a page: table and what is said below it."""
+  (folder / 'summary.json').write_text(json.dumps(told))
+  title = {'same_kl': 'At the same KL', 'paired': 'The best against the others'}[key]
+  return re.search(rf'<h3>{title}</h3>.*?</p>', report.write(folder).read_text('utf-8'), re.S)[0]
+
+
+def test_rows_of_one_seed_are_not_said_to_hold_for_others(tmp_path):
+  told = json.loads((made_up(tmp_path) / 'summary.json').read_text())
+  several = 'for other seeds and other prompts (Student’s t; seeds are few'
+  for row in told['same_kl']:
+    row['gold']['seeds'] = 2
+  assert f'{several}).' in captioned(told, tmp_path, 'same_kl')
+  told['same_kl'][0]['gold']['seeds'] = 1
+  assert (f'{several}; where n · seeds says one seed, for other prompts alone).'
+          in captioned(told, tmp_path, 'same_kl'))
+  for row in told['same_kl']:
+    row['gold']['seeds'] = 1
+  assert several not in captioned(told, tmp_path, 'same_kl')
+
+
+def test_points_more_are_points(tmp_path):
+  told = json.loads((made_up(tmp_path) / 'summary.json').read_text())
+  told['paired'][0]['win_rate'] |= {'mean': -0.034, 'low': -0.07, 'high': 0.002}
+  assert '>−3.4 <small>[−7.0, 0.2]</small>' in captioned(told, tmp_path, 'paired')
+
+
+def test_what_is_not_there_is_not_spoken_of(tmp_path, page):
+  assert 'Dashed: the fits below' in page and 'The recommended variant against all' in page
+  folder = made_up(tmp_path)
+  told = json.loads((folder / 'summary.json').read_text())
+  told['recommended']['win_rate']['low'] = 0.4
+  for one in (*told['variants'], *told['starts'].values()):
+    one['fit'] = None
+  assert 'The best variant against all others' in captioned(told, folder, 'paired')
+  text = (folder / 'report.html').read_text('utf-8')
+  assert 'Dashed: the fits' not in text and not re.search('[Tt]he recommended', text)
+
+
 def test_samples_stand_side_by_side_and_are_escaped(page):
   assert '&lt;i&gt;Ask&lt;/i&gt; 0 ?' in page and 'It is 0 &amp; more.' in page
   assert '<i>Ask' not in page
