@@ -5,10 +5,22 @@ Redrawing three seeds with replacement gives little more than their lowest and h
 the truth in three quarters of cases; t counts how few they are. Left out: seeds inside groups.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import scipy.stats
 
+from rlhf_jax.data import agreement
 from rlhf_jax.evaluation import winrate
+
+
+def over_prompts(numerators: Sequence[float], denominators: Sequence[float] | None = None
+                 ) -> tuple[float | None, list[float] | None]:
+  """`agreement.ratio_interval`, and no interval where a single prompt counts: redrawn, it would
+  always be the same."""
+  ratio, interval = agreement.ratio_interval(numerators, denominators)
+  counted = numerators if denominators is None else [one for one in denominators if one > 0]
+  return ratio, interval if len(counted) > 1 else None
 
 
 def two_way(values: np.ndarray, share: bool = False

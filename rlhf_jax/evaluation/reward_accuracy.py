@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.data.agreement import ratio_interval
+from rlhf_jax.evaluation import intervals
 
 BINS = 10
 
@@ -30,11 +30,12 @@ def accuracy(differences: Sequence[np.ndarray]) -> dict[str, Any]:
 
   Args:
     differences: for each prompt the `pair_differences` of all its rankings together.
-  Returns: {'accuracy', 'accuracy_ci', 'pairs', 'prompts'}; None where there is no pair.
+  Returns: {'accuracy', 'accuracy_ci', 'pairs', 'prompts'}; None where there is no pair, no interval
+    of one prompt.
   """
   right = [float(np.sum(one > 0) + 0.5 * np.sum(one == 0)) for one in differences]
   pairs = [one.size for one in differences]
-  share, interval = ratio_interval(right, pairs)
+  share, interval = intervals.over_prompts(right, pairs)
   return {
     'accuracy': share,
     'accuracy_ci': interval,

@@ -4,6 +4,7 @@ In: one verdict a prompt. Out: the mean and a 95 % interval. Left out: Elo and o
 many models.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,13 +19,19 @@ def win(rank: float, other: float) -> float:
 def rate(values: Sequence[float]) -> tuple[float | None, list[float] | None]:
   """Mean of numbers in [0, 1], one a prompt, and its 95 % interval: (mean, [low, high]).
 
-  A percentile bootstrap over prompts; where all numbers are 0 or all are 1 it would have no width,
-  and the interval is Wilson's (1927): up from n / (n + z²), or down from z² / (n + z²).
+  A percentile bootstrap over prompts; where all numbers are 0, all are 1 or there is one, it would
+  have no width, and the interval is Wilson's (1927): up from n / (n + z²), or down from
+  z² / (n + z²); of one tie ½ ± z √(1 + z²) / 2(1 + z²).
   """
   mean, interval = ratio_interval(values)
   if mean in (0, 1):
     edge = 1.959964**2 / (len(values) + 1.959964**2)
     interval = [0.0, edge] if mean == 0 else [1 - edge, 1.0]
+  elif len(values) == 1:
+    z, share = 1.959964, values[0]
+    middle = (share + z * z / 2) / (1 + z * z)
+    half = z / (1 + z * z) * math.sqrt(share * (1 - share) + z * z / 4)
+    interval = [middle - half, middle + half]
   return mean, interval
 
 

@@ -53,16 +53,19 @@ class Contents:
 
   @property
   def evaluation(self) -> Run | None:
-    """The Evaluate run that a page speaks of: of several the one that results.json names."""
+    """The Evaluate run that a page speaks of: of several finished ones the one that results.json
+    names, else the last; one that has not finished only where none has."""
     found = self.of_kind('Evaluate')
-    named = [run for run in found if run.name == self.results.get('evaluation')]
-    return (named or found or [None])[-1]
+    finished = [run for run in found if run.finished]
+    named = [run for run in finished if run.name == self.results.get('evaluation')]
+    return (named or finished or found or [None])[-1]
 
   @property
   def measured(self) -> Mapping[str, Any]:
-    """What that run found: "models", "reward_model", "labelers"."""
+    """What that run found: "models", "reward_model", "labelers"; {} until it has finished.
+    results.json tells of no run's state: it may be of models that are being made anew."""
     one = self.evaluation
-    return one.summary if one and len(self.of_kind('Evaluate')) > 1 else self.results
+    return one.summary if one and one.finished else {}
 
 
 def read(workdir: pathlib.Path, without: Collection[str] = ()) -> Contents:

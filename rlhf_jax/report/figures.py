@@ -47,6 +47,7 @@ _STYLE = {
   'grid.alpha': 0.12,
   'grid.linewidth': 0.6,
   'axes.axisbelow': True,
+  'text.parse_math': False,  # a model may be called $x$
 }
 
 
@@ -157,17 +158,18 @@ def gold_over_kl(entries: Mapping[str, Mapping[str, Any]]) -> str:
     entries: model -> {'kl', 'kl_ci', 'gold', 'gold_ci', 'proxy', 'proxy_ci'}.
   """
   figure = blank(8.2, 3.4)
+  found = {}  # handles by name: matplotlib's own legend leaves out names that begin with _
   for axes, key, title in zip(figure.subplots(1, 2), ('gold', 'proxy'),
                               ('judge’s score', 'reward-model score'), strict=True):
     for colour, (name, entry) in zip(itertools.cycle(COLOURS), entries.items(), strict=False):
       if entry.get('kl') is None or entry.get(key) is None:
         continue
-      axes.errorbar(entry['kl'], entry[key], xerr=_around(entry, 'kl'), yerr=_around(entry, key),
-                    fmt='o', color=colour, markersize=5, linewidth=1.1, label=name)
+      found[name] = axes.errorbar(
+        entry['kl'], entry[key], xerr=_around(entry, 'kl'), yerr=_around(entry, key), fmt='o',
+        color=colour, markersize=5, linewidth=1.1)
     axes.set(xlabel='KL from the reference, nats', title=title)
-  handles, labels = axes.get_legend_handles_labels()
-  if handles:
-    figure.legend(handles, labels, loc='outside lower center', ncols=5, fontsize=8)
+  if found:
+    figure.legend(found.values(), found.keys(), loc='outside lower center', ncols=5, fontsize=8)
   return figure, 'Scores over KL'
 
 

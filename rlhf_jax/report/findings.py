@@ -33,16 +33,11 @@ class Roles:
   against: str  # the baseline of every win rate, '' where nothing was evaluated
   pretrained: str = ''
   aligned: tuple[str, ...] = ()  # trained by PPO, sampled plainly
+  # The aligned one that is spoken of first: with pretraining gradient where there is such a one.
+  best: str = ''
   tricks: tuple[
     str, ...
   ] = ()  # the baseline with another temperature or the best of several samples
-
-  @property
-  def best(self) -> str:
-    """The aligned model that is spoken of first: the one with pretraining gradient where there is
-    one."""
-    named = [name for name in self.aligned if 'ptx' in name]
-    return (named or list(self.aligned) or [''])[0]
 
 
 def roles(contents: Contents) -> Roles:
@@ -71,7 +66,15 @@ def roles(contents: Contents) -> Roles:
       tricks.append(name)
     elif run.kind == 'Language' and plain and not run.config.get('init_from'):
       pretrained = pretrained or name
-  return Roles(against, pretrained, tuple(aligned), tuple(tricks))
+  best = next((name for name in aligned if _mixes_text(contents, models[name])),
+              aligned[0] if aligned else '')
+  return Roles(against, pretrained, tuple(aligned), best, tuple(tricks))
+
+
+def _mixes_text(contents: Contents, sampled: Mapping[str, Any]) -> bool:
+  """Whether a PPO run had pretraining gradients, whatever it is called."""
+  config = contents.run(sampled['run']).config
+  return bool(config.get('ptx_coef') and config.get('ptx_ratio'))
 
 
 def unjudged(contents: Contents) -> bool:
@@ -133,8 +136,13 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def bare(value: float | None, digits: int = 1) -> str:
-  """0.7264 → '72.6', for the ends of an interval."""
-  return '–' if value is None else f'{100 * value:.{digits}f}'
+  """0.7264 → '72.6', for the ends of an interval; −0.03 → '−3.0'."""
+  return '–' if value is None else _signed(100 * value, digits)
+
+
+def _signed(value: float, digits: int, plus: bool = False) -> str:
+  """A number with a true minus, and none before 0."""
+  return f'{value:{"+" if plus else ""}z.{digits}f}'.replace('-', '−')
 
 
 def shown(entry: Mapping[str, Any]) -> str:
@@ -152,13 +160,16 @@ def _wins(models: Mapping[str, Any], told: Roles, name: str) -> Mapping[str, Any
 
 
 def _beyond(models: Mapping[str, Any], told: Roles, name: str, below: bool) -> Claim | None:
-  """Its interval does not touch the baseline's own against itself."""
+  """Its interval does not touch the baseline's own against itself; open where it does."""
   entry = _wins(models, told, name)
   if not entry:
     return None
   base = _wins(models, told, told.against) if told.against in models else None
-  edge = (base['low'] if below else base['high']) if base else 0.5
-  holds = entry['high'] < edge if below else entry['low'] > edge
+  holds = None
+  if entry['high'] < (base['low'] if base else 0.5):
+    holds = below
+  elif entry['low'] > (base['high'] if base else 0.5):
+    holds = not below
   numbers = shown(entry) + (f'; {told.against} against itself {shown(base)}' if base else '')
   return Claim(
     f'{name} is {"worse" if below else "better"} than {told.against}, intervals apart',
@@ -179,8 +190,10 @@ def _paired(contents: Contents, one: str, other: str, value: Callable[[Any], flo
   found = [{row['id']: value(row.get('judgement') or {}) for row in rows.get(name, [])
             if row.get('id') is not None} for name in (one, other)]
   both = [(found[0][key], found[1][key]) for key in found[0] if key in found[1]]
-  mean, ends = agreement.ratio_interval([a - b for a, b in both if None not in (a, b)])
-  return None if mean is None else (mean, ends)
+  told = [a - b for a, b in both if None not in (a, b)]
+  if len(told) < 2:  # one prompt cannot be redrawn
+    return None
+  return agreement.ratio_interval(told)
 
 
 def _more(contents: Contents, text: str, one: str, other: str, key: str, numbers: str,
@@ -201,7 +214,7 @@ def _better(contents: Contents, models: Mapping[str, Any], told: Roles, trick: s
     return None
   text = f'{told.best} wins more than {trick}: what it learnt is more than sampling'
   return _more(contents, text, told.best, trick, 'win', f'{shown(entry)} against {shown(other)}',
-               lambda share: f'{100 * share:.1f}')
+               bare)
 
 
 def _gold_gain(contents: Contents, models: Mapping[str, Any], told: Roles, trick: str
@@ -210,31 +223,34 @@ def _gold_gain(contents: Contents, models: Mapping[str, Any], told: Roles, trick
   if gold is None or base is None:
     return None
   return _more(contents, f'{trick} gains in the judge’s score: the reward model is good enough to '
-               'train against', trick, told.against, 'score', f'{gold:.3f} against {base:.3f}',
-               lambda score: f'{score:.3f}')
+               'train against', trick, told.against, 'score',
+               f'{_signed(gold, 3)} against {_signed(base, 3)}',
+               lambda score: _signed(score, 3))
 
 
 def _reward_claims(entry: Mapping[str, Any]) -> list[Claim]:
   share = entry.get('accuracy_heldout_labelers')
   if share is None:
     return []
-  low, high = entry.get('accuracy_heldout_labelers_ci') or (share, share)
+  ends = entry.get('accuracy_heldout_labelers_ci')
   return [Claim(f'the reward model predicts held-out labelers above {HELDOUT_ACCURACY:.0%}',
-                _decided(low, high, HELDOUT_ACCURACY),
-                f'{percent(share)} [{bare(low)}, {bare(high)}]')]
+                _decided(*ends, HELDOUT_ACCURACY) if ends else None,
+                percent(share) + (f' [{bare(ends[0])}, {bare(ends[1])}]' if ends else ''))]
 
 
 def _loss_claim(models: Mapping[str, Any], told: Roles) -> Claim | None:
-  loss, base = (
-    models[told.best].get('pretraining_loss'),
-    models[told.against].get('pretraining_loss'),
-  )
+  entry = models[told.best]
+  loss, base = entry.get('pretraining_loss'), models[told.against].get('pretraining_loss')
   if loss is None or not base:
     return None
+  ends = entry.get('pretraining_loss_change_ci')
+  above = _decided(*ends, LOSS_RISE) if ends else None
+  shown_ends = ' [{}, {}]'.format(*(_signed(100 * end, 1, True) for end in ends)) if ends else ''
   return Claim(
     f'the pretraining loss of {told.best} is within {LOSS_RISE:.0%} of {told.against}’s',
-    loss <= base * (1 + LOSS_RISE),
-    f'{loss:.3f} against {base:.3f} nats a token ({loss / base - 1:+.1%})',
+    None if above is None else not above,
+    f'{loss:.3f} against {base:.3f} nats a token '
+    f'({_signed(100 * (loss / base - 1), 1, True)} %{shown_ends})',
   )
 
 

@@ -52,7 +52,8 @@ CURVES_OF = ('loss', 'score')  # of other kinds nothing is drawn
 
 def write(workdir: pathlib.Path | str) -> pathlib.Path:
   """Writes DIR/report.html from the other files of DIR and returns its path. Of a sweep that is the
-  study, and DIR/runs.html the page of the runs that its points rest on.
+  study, and DIR/runs.html the page of the runs that its points rest on; of a sweep that was stopped
+  before that, how far it is and those runs.
 
   Raises: BadInput if there is no run in DIR.
   """
@@ -63,17 +64,22 @@ def write(workdir: pathlib.Path | str) -> pathlib.Path:
       store.write(workdir / 'runs.html', page(contents))
     store.write(path, study.page(workdir, _environment()))
     return path
-  contents = read(workdir)
-  if not contents.runs:
+  points = study.stopped(workdir)
+  contents = read(workdir, without=points)
+  if not contents.runs and not points:
     raise BadInput(
       f'{workdir}: no run is in there (no RUN/config.json); give the --workdir of a run'
     )
-  store.write(path, page(contents))
+  store.write(path, page(contents, points))
   return path
 
 
-def page(contents: Contents) -> str:
-  """The HTML."""
+def page(contents: Contents, points: Mapping[str, str] | None = None) -> str:
+  """The HTML.
+
+  Args:
+    points: of a sweep that was stopped: point -> how far it is. `contents` is without them.
+  """
   told = findings.roles(contents)
   models = contents.measured.get('models') or {}
   return _environment().get_template('page.html').render(
@@ -81,7 +87,8 @@ def page(contents: Contents) -> str:
     contents=contents,
     roles=told,
     models=models,
-    verdict=findings.verdict(contents),
+    verdict=_progress(points) if points else findings.verdict(contents),
+    points=points or {},
     claims=findings.claims(contents),
     unjudged=findings.unjudged(contents),
     wins=f'win_rate_vs_{told.against}',
@@ -95,6 +102,14 @@ def page(contents: Contents) -> str:
     drawn=_figures(contents, told, models),
     total=sum(run.seconds or 0 for run in contents.runs),
   )
+
+
+def _progress(points: Mapping[str, str]) -> str:
+  """What is said of a stopped sweep."""
+  states = list(points.values())
+  failed = states.count('failed')
+  return (f'A sweep on its way: {states.count("finished")} of {len(states)} points finished'
+          f'{f", {failed} failed" if failed else ""}. Start the same command again to go on.')
 
 
 def _environment() -> jinja2.Environment:

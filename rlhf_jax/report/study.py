@@ -46,6 +46,18 @@ def points(workdir: pathlib.Path) -> list[str]:
   return list(contents.read_json(workdir / 'summary.json', []).get('points', {}))
 
 
+def stopped(workdir: pathlib.Path) -> dict[str, str]:
+  """Point -> 'finished', 'failed', 'begun' or 'not begun' of a sweep that has not come to its
+  tables; {} of any other workdir."""
+  if is_sweep(workdir):
+    return {}
+  there = lambda name, file: (workdir / name / file).is_file()
+  return {name: 'finished' if there(name, 'finished.json') else
+          'failed' if there(name, 'failed.json') else
+          'begun' if there(name, 'config.json') else 'not begun'
+          for name in contents.read_json(workdir / 'sweep.json', []).get('runs') or {}}
+
+
 def page(workdir: pathlib.Path, environment: jinja2.Environment) -> str:
   """The HTML; writes figures/NAME.svg and NAME.csv.
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from rlhf_jax.configs import BadInput, Mesh
 from rlhf_jax.runtime import experiment as experiments
+from rlhf_jax.runtime import ranges
 from rlhf_jax.runtime.experiment import Experiment, near, type_name
 
 
@@ -65,6 +66,8 @@ def apply(experiment: Experiment,
     runs[run] = _replaced(runs[run], type(runs[run]), field.split('.'), text, f'--{path}')
   changed = dataclasses.replace(experiment, runs=runs, sweep=sweep)
   experiments.check(changed)
+  if sweep is not None:  # as it stands in the file it was checked
+    ranges.check(lambda field: f'--sweep.{field}', sweep)
   return changed
 
 

@@ -14,7 +14,8 @@ import jax
 import numpy as np
 
 from rlhf_jax.configs import BadInput, Source
-from rlhf_jax.data import agreement, readers, sources, store
+from rlhf_jax.data import readers, sources, store
+from rlhf_jax.evaluation import intervals
 from rlhf_jax.model import experience
 from rlhf_jax.runtime.metrics import console
 from rlhf_jax.stages.stage import Parent
@@ -25,7 +26,7 @@ _BUCKET = 64  # rows are padded to a multiple of it, so that few shapes are comp
 @dataclasses.dataclass(frozen=True)
 class Perplexity:
   """`nats` a token over `tokens` predicted ones of `texts` texts, `cut` of which were cut at the
-  context; `interval`: 95 %, bootstrap over texts.
+  context; `interval`: 95 %, bootstrap over texts, None of one.
   """
   nats: float
   interval: Sequence[float] | None
@@ -55,7 +56,7 @@ def perplexity(parent: Parent, texts: Sequence[str], batch: int = 16) -> Perplex
       found, mask = jax.device_get(losses(parent.params, rows))
       sums += [float(x) for x in np.sum(found, axis=1, where=mask, dtype=np.float64)]
   counts = [len(ids) - 1 for ids in kept]
-  nats, interval = agreement.ratio_interval(sums[:len(kept)], counts)
+  nats, interval = intervals.over_prompts(sums[:len(kept)], counts)
   return Perplexity(nats, interval, sum(counts), len(kept),
                     sum(len(ids) > parent.model.context for ids in whole))
 
@@ -90,7 +91,9 @@ def _rows(pieces: Sequence[Sequence[int]], batch: int, parent: Parent) -> dict[s
 def show(found: Perplexity) -> None:
   """What was found; the last line is for programs: nats_per_token NUMBER tokens COUNT."""
   print(f'{found.texts} texts, {found.cut} cut at the context')
+  told = f'perplexity {np.exp(found.nats):.3f} a token'
   if found.interval is not None:
     low, high = found.interval
-    print(f'95 % interval {low:.3f} to {high:.3f}; perplexity {np.exp(found.nats):.3f} a token')
+    told = f'95 % interval {low:.3f} to {high:.3f}; {told}'
+  print(told)
   print(f'nats_per_token {found.nats:.3f} tokens {found.tokens}')

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import rich.table
+import rich.text
 
 from rlhf_jax import configs
 from rlhf_jax.data import processes
@@ -25,7 +26,7 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
 
   Returns:
     What the Evaluate runs found; of several the last's where two say the same thing (whole entries
-    of models), and 'evaluation', its name. Where there is none, {'runs': {RUN: its summary}}. And
+    of models); and 'evaluation', its name. Where there is none, {'runs': {RUN: its summary}}. And
     'seconds': {RUN: over all its restarts}.
   """
   finished = {name: found for name in runs
@@ -36,9 +37,7 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
   for name, summary in evaluations.items():
     models = {**told.get('models', {}), **summary.get('models', {})}
     told = {**told, **{key: value for key, value in summary.items() if value or key not in told},
-            'models': models}
-    if len(evaluations) > 1:
-      told['evaluation'] = name
+            'models': models, 'evaluation': name}
   if not evaluations:
     told['runs'] = {name: found['summary'] for name, found in finished.items()}
   told['seconds'] = {name: found['seconds'] for name, found in finished.items()}
@@ -61,12 +60,15 @@ def table(told: Mapping[str, Any]) -> rich.table.Table:
 
 def _models(told: Mapping[str, Any]) -> rich.table.Table:
   models = told['models']
-  shown = rich.table.Table('', *models, caption=_caption(told), caption_justify='left')
+  # Models have any names; as Text they are shown as they are, brackets and colons too.
+  shown = rich.table.Table('', *(rich.table.Column(rich.text.Text(name)) for name in models),
+                           caption=_caption(told), caption_justify='left')
   rates = dict.fromkeys(key for entry in models.values() for key, rate in entry.items()
                         if key.startswith('win_rate_vs_') and isinstance(rate, Mapping))
   for key in rates:
     found = [entry.get(key) or {} for entry in models.values()]
-    shown.add_row(key.replace('_', ' '), *(_number(rate.get('mean')) for rate in found))
+    shown.add_row(rich.text.Text(f'win rate vs {key.removeprefix("win_rate_vs_")}'),
+                  *(_number(rate.get('mean')) for rate in found))
     shown.add_row('  95 % interval', *(f"{_number(rate.get('low'))}–{_number(rate.get('high'))}"
                                        for rate in found))
   for measure in MEASURES:

@@ -6,6 +6,7 @@ Left out: a dialogue (each response stands alone); top-k and top-p (no run is tr
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ from rlhf_jax.configs import BadInput
 from rlhf_jax.data import builders, store
 from rlhf_jax.data.tokenizer import Tokenizer
 from rlhf_jax.model import responses
-from rlhf_jax.runtime import checkpoint, models, workdir
+from rlhf_jax.runtime import checkpoint, models, ranges, workdir
 from rlhf_jax.runtime.experiment import near
 from rlhf_jax.runtime.metrics import console
 from rlhf_jax.stages.stage import Parent
@@ -44,12 +45,18 @@ def sample(place: builders.Place, model: str, prompt: str | None = None, count: 
     max_tokens: of a response; 0: as the run was trained, or all that a folder's context leaves.
 
   Raises:
-    BadInput: no such run or folder, no policy, no prompts, a prompt beyond the model's context.
+    BadInput: no such run or folder, no policy, no prompts, a prompt beyond the model's context, a
+      number that makes no sense.
   """
+  if min(count, max_tokens) < 0:
+    raise BadInput('-n and --max-tokens must not be negative')
+  if not 0 <= temperature < math.inf:
+    raise BadInput(f'--temperature is {temperature}; expected a number that is at least 0')
+  fits, words = ranges.SEED
+  if not fits(seed):
+    raise BadInput(f'--seed is {seed}; expected {words}')
   parent = load(place.workdir, model)
   config, context = parent.config, parent.model.context
-  if min(count, max_tokens) < 0 or temperature < 0:
-    raise BadInput('-n, --max-tokens and --temperature must not be negative')
   prompts = [prompt] * (count or 1) if prompt is not None else _prompts(
     config, parent.tokenizer, place, count)
   tokens = max(len(parent.tokenizer.encode_prompt(p)) for p in prompts)

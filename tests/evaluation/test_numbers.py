@@ -25,6 +25,19 @@ def test_where_all_agree_the_interval_keeps_a_width():
   assert winrate.rate([0.0] * 10) == (0, [0, pytest.approx(0.2775, abs=1e-4)])
 
 
+def test_one_prompt_has_no_interval_to_redraw():
+  row = {'proxy': 1.0, 'kl': 2.0, 'length': 3, 'judgement': None, 'ended': True, 'category': 'x',
+         'response': 'so', 'reference_proxy': 1.0}
+  entry = results.model_entry([row], 'sft')
+  assert [entry[f'{name}_ci'] for name in ('gold', 'proxy', 'kl', 'response_length')] == [None] * 4
+  assert entry['kl'] == 2.0 and results.loss_entry([(2.0, 3)], [(1.0, 3)])[
+    'pretraining_loss_change_ci'] is None
+  assert reward_accuracy.accuracy([np.array([1.0, -1.0]), np.zeros(0)])['accuracy_ci'] is None
+  # Wilson of one tie, worked by hand: ½ ± 1.96 · √(¼ + 1.96²/4) / (1 + 1.96²) = ½ ± .4454
+  tie = winrate.win_rate([0.5])
+  assert (tie['low'], tie['high']) == pytest.approx((.0546, .9454), abs=1e-4)
+
+
 def test_no_verdicts():
   assert winrate.win_rate([]) == {'mean': None, 'low': None, 'high': None, 'n': 0}
 

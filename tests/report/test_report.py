@@ -182,8 +182,8 @@ def made_up(folder, finished=True):
       for category, n in (('generation', 270), ('open QA', 70), ('extraction', 9))
     },
   }
-  write(
-    folder / 'results.json',
+  tell(
+    folder,
     {
       'labelers': {
         'agreement_training': 0.726,
@@ -217,10 +217,19 @@ def made_up(folder, finished=True):
         ],
       },
       'models': {name: entry(rate) for name, rate in MODELS.items()},
-      'seconds': {'gpt': 61.5},
     },
   )
   return folder
+
+
+def tell(folder, results):
+  """As the runtime leaves what an Evaluate run found."""
+  write(folder / 'evaluation' / 'finished.json', {'summary': results, 'seconds': 61.5})
+  write(folder / 'results.json', results | {'evaluation': 'evaluation', 'seconds': {'gpt': 61.5}})
+
+
+def found_in(folder):
+  return json.loads((folder / 'evaluation' / 'finished.json').read_text())['summary']
 
 
 def write(path, value):
@@ -317,6 +326,21 @@ def test_a_model_folder_is_what_was_pretrained(tmp_path):
   assert told.pretrained == 'base' and told.against == 'sft' and told.best == 'ppo_ptx'
 
 
+def test_the_aligned_model_spoken_of_first_is_told_by_its_settings(tmp_path):
+  folder = made_up(tmp_path)
+  described = json.loads((folder / 'ppo_ptx' / 'config.json').read_text())
+  for name, ratio in (('no_ptx', 0.0), ('mixed', 1.0)):
+    write(folder / name / 'config.json', described | {
+      'config': {'ptx_coef': 1.0, 'ptx_ratio': ratio}})
+  evaluation = json.loads((folder / 'evaluation' / 'config.json').read_text())
+  plain = evaluation['config']['models']['sft']
+  evaluation['config']['models'] = {name: plain | {'run': name}
+                                    for name in ('sft', 'no_ptx', 'mixed')}
+  write(folder / 'evaluation' / 'config.json', evaluation)
+  told = findings.roles(contents.read(folder))
+  assert told.aligned == ('no_ptx', 'mixed') and told.best == 'mixed'
+
+
 def test_change_of_the_loss_with_its_interval(whole):
   assert '1.2 % <small>[1.0, 1.4]</small>' in whole
 
@@ -355,7 +379,7 @@ def test_verdict_and_claims(tmp_path, whole):
 
 def test_of_two_evaluations_the_page_tells_the_one_that_results_name(tmp_path):
   folder = made_up(tmp_path)
-  results = json.loads((folder / 'results.json').read_text())
+  results = found_in(folder)
   first = json.loads((folder / 'evaluation' / 'config.json').read_text())
   write(folder / 'afterwards' / 'config.json', first)  # before the other one by the alphabet
   shutil.copytree(folder / 'evaluation' / 'evaluations', folder / 'afterwards' / 'evaluations')
@@ -374,30 +398,58 @@ def test_of_two_evaluations_the_page_tells_the_one_that_results_name(tmp_path):
   assert 'not there prompt by prompt' not in better.numbers
 
 
+def test_results_of_an_older_model_are_no_verdict(tmp_path):
+  folder = made_up(tmp_path)
+  for name in ('ppo_ptx', 'evaluation'):  # begun anew
+    (folder / name / 'finished.json').unlink()
+  page = report.page(contents.read(folder))
+  assert 'Not finished: ppo_ptx, evaluation.' in page and '71.0 %' not in page
+  assert 'Not there yet: what an Evaluate run finds' in page
+
+
+def test_a_finished_evaluation_needs_no_results_file(tmp_path, whole):
+  folder = made_up(tmp_path / 'workdir')
+  (folder / 'results.json').unlink()
+  page = report.page(contents.read(folder))
+  assert 'ppo_ptx is preferred to sft: it wins 71.0 %' in page and 'Not there yet' not in page
+
+
+@pytest.mark.parametrize('named', [True, False])
+def test_an_evaluation_that_was_only_begun_hides_no_finished_one(tmp_path, named):
+  folder = made_up(tmp_path)
+  begun = json.loads((folder / 'evaluation' / 'config.json').read_text())
+  write(folder / 'later' / 'config.json', begun)
+  if named:
+    write(folder / 'results.json', found_in(folder) | {'evaluation': 'later'})
+  page = report.page(contents.read(folder))
+  assert 'ppo_ptx is preferred to sft: it wins 71.0 %' in page
+  assert 'told of evaluation; not finished yet: later.' in page
+
+
 def test_claims_fail_where_numbers_do(tmp_path):
   folder = made_up(tmp_path)
-  results = json.loads((folder / 'results.json').read_text())
+  results = found_in(folder)
   results['models']['ppo_ptx'] |= {
     'win_rate_vs_sft': {'mean': 0.56, 'low': 0.53, 'high': 0.59, 'n': 600},
-    'pretraining_loss': 2.31 * 1.04,
+    'pretraining_loss': 2.31 * 1.04, 'pretraining_loss_change_ci': [0.031, 0.05],
   }
   results['models']['sft']['by_category']['extraction']['fails_task_rate'] = 1.0
-  write(folder / 'results.json', results)
+  tell(folder, results)
   path = folder / 'evaluation' / 'evaluations' / 'ppo_ptx.jsonl'
   rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
   for i, row in enumerate(rows):
     row['judgement']['win'] = float(i < 10)
   lines(path, rows)
   told = [claim.holds for claim in findings.claims(contents.read(folder))]
-  assert told == [True, False, False, False, False, True, True, False, False]
+  assert told == [True, None, False, False, False, True, True, False, False]
 
 
 def test_what_intervals_leave_open_is_neither_true_nor_false(tmp_path):
   folder = made_up(tmp_path)
-  results = json.loads((folder / 'results.json').read_text())
+  results = found_in(folder)
   results['models']['ppo_ptx']['win_rate_vs_sft'] |= {'mean': 0.62, 'low': 0.59, 'high': 0.65}
   results['reward_model'] |= {'accuracy_heldout_labelers_ci': [0.58, 0.66]}
-  write(folder / 'results.json', results)
+  tell(folder, results)
   path = folder / 'evaluation' / 'evaluations' / 'ppo_ptx.jsonl'
   rows = [json.loads(line) for line in path.read_text('utf-8').splitlines()]
   for i, row in enumerate(rows):  # on one prompt more than best-of-4, which has 18
@@ -412,6 +464,33 @@ def test_what_intervals_leave_open_is_neither_true_nor_false(tmp_path):
   assert page.count('the intervals leave it open') == 4  # at temperature 0.5 too
 
 
+@pytest.mark.parametrize(('ends', 'holds'), [
+  ([0.02, 0.029], True), ([-0.01, 0.05], None), ([0.031, 0.05], False), (None, None)])
+def test_the_loss_is_judged_by_its_interval(tmp_path, ends, holds):
+  folder = made_up(tmp_path)
+  results = found_in(folder)
+  results['models']['ppo_ptx'] |= {'pretraining_loss': 2.26, 'pretraining_loss_change_ci': ends}
+  tell(folder, results)
+  claim = next(claim for claim in findings.claims(contents.read(folder)) if 'loss' in claim.text)
+  assert claim.holds is holds and '(−2.2 %' in claim.numbers
+  assert ends is None or holds is not None or '[−1.0, +5.0]' in claim.numbers
+
+
+@pytest.mark.parametrize(('low', 'high', 'holds'), [
+  (0.55, 0.65, True), (0.5, 0.6, None), (0.4, 0.5, None), (0.3, 0.4, False)])
+def test_better_is_left_open_where_intervals_touch(tmp_path, low, high, holds):
+  folder = made_up(tmp_path)
+  results = found_in(folder)  # sft against itself: 0.46 to 0.54
+  results['models']['ppo_ptx']['win_rate_vs_sft'] |= {'low': low, 'high': high}
+  tell(folder, results)
+  told = {claim.text: claim.holds for claim in findings.claims(contents.read(folder))}
+  assert told['ppo_ptx is better than sft, intervals apart'] is holds
+
+
+def test_ends_below_zero_have_a_true_minus():
+  assert [findings.bare(value) for value in (-0.034, -0.0001, 0.5)] == ['−3.4', '0.0', '50.0']
+
+
 def test_rows_without_ids_decide_nothing(tmp_path):
   folder = made_up(tmp_path)
   for path in (folder / 'evaluation' / 'evaluations').glob('*.jsonl'):
@@ -424,10 +503,10 @@ def test_rows_without_ids_decide_nothing(tmp_path):
 def test_without_a_judge_nobody_is_called_better(tmp_path):
   """The reward model's own view of what was trained to please it is no preference."""
   folder = made_up(tmp_path)
-  results = json.loads((folder / 'results.json').read_text())
+  results = found_in(folder)
   for entry in results['models'].values():
     entry |= {'judge': 'reward model', 'gold': None, 'gold_ci': None}
-  write(folder / 'results.json', results)
+  tell(folder, results)
   page = report.write(folder).read_text('utf-8')
   assert 'Nobody judged: on 71.0 % of 600 held-out prompts' in page
   assert 'preferred' not in page and 'is judged better' not in page
@@ -439,6 +518,16 @@ def test_more_runs_than_colours(tmp_path):
   runs = {f'run {i}': ([0.0, 1.0, 2.0], [0.0, 0.5, 0.7]) for i in range(10)}
   drawn = figures.reward_over_kl(runs)
   assert all(f'run {i}' in drawn for i in range(10))
+
+
+def test_names_of_models_stand_in_figures_as_they_are():
+  names = ['_hidden', 'cost $5 or $x_$', 'sft<b>&"x"']
+  drawn = figures.gold_over_kl({name: {'kl': 1.0, 'gold': 0.5, 'proxy': 0.2} for name in names})
+  rates = figures.win_rates({name: {'mean': .5, 'low': .4, 'high': .6, 'n': 9} for name in names},
+                            '_hidden')
+  for svg in (drawn, rates):
+    texts = [html.unescape(text) for text in re.findall(r'<text[^>]*>([^<]*)</text>', svg)]
+    assert set(names) <= set(texts)
 
 
 def test_half_a_workdir(tmp_path):
@@ -464,7 +553,7 @@ def test_torn_files_do_not_stop_it(tmp_path):
   assert len(found.run('gpt').metrics) == 400  # a line in the making is not damage
   assert len(found.left_out) == 1 and found.left_out[0].startswith('results.json: is not JSON')
   page = report.write(folder).read_text(encoding='utf-8')
-  assert 'results.json, written when' in page
+  assert 'ppo_ptx is preferred to sft' in page  # finished.json says so
   assert 'Left out, because it could not be read: results.json: is not JSON' in page
 
 

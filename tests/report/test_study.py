@@ -102,6 +102,21 @@ def test_every_section_and_figure_is_there(page):
   assert 'Not there' not in page
 
 
+def test_a_stopped_sweep_says_how_far_it_is(tmp_path):
+  made = made_up(tmp_path)
+  (tmp_path / 'summary.json').unlink()
+  names = list(json.loads((tmp_path / 'sweep.json').read_text())['runs'])
+  for name, file in ((names[0], 'finished'), (names[1], 'finished'), (names[2], 'failed'),
+                     (names[3], 'config')):
+    (made / name / f'{file}.json').write_text('{"kind": "PPO"}')
+  page = report.write(made).read_text('utf-8')
+  assert ('A sweep on its way: 2 of 12 points finished, 1 failed. Start the same command again to '
+          'go on.') in page
+  assert 'Not there yet' not in page and 'Not finished' not in page
+  assert re.findall(r'<td class="(?:no)?">(\w+(?: \w+)?)</td>', page) == [
+    'finished', 'finished', 'failed', 'begun', *['not begun'] * 8]
+
+
 def test_nothing_is_fetched(page, folder):
   fetched = re.findall(r'(?:src|href)="([^"#][^"]*)"', page)
   assert all(name.startswith('figures/') and (folder / name).is_file() for name in fetched)
@@ -128,6 +143,45 @@ def test_comparisons(page):
   assert same.count('<td>β 0, no ptx</td>') == 4 == same.count('<tr><td>')
   paired = re.search(r'<h3>The best against the others</h3>.*?</table>', page, re.S)[0]
   assert paired.count('<tr><td>') >= 5
+
+
+def captioned(told, folder, key):
+  """The comparisons of one kind on a page: table and what is said below it."""
+  (folder / 'summary.json').write_text(json.dumps(told))
+  title = {'same_kl': 'At the same KL', 'paired': 'The best against the others'}[key]
+  return re.search(rf'<h3>{title}</h3>.*?</p>', report.write(folder).read_text('utf-8'), re.S)[0]
+
+
+def test_rows_of_one_seed_are_not_said_to_hold_for_others(tmp_path):
+  told = json.loads((made_up(tmp_path) / 'summary.json').read_text())
+  several = 'for other seeds and other prompts (Student’s t; seeds are few'
+  for row in told['same_kl']:
+    row['gold']['seeds'] = 2
+  assert f'{several}).' in captioned(told, tmp_path, 'same_kl')
+  told['same_kl'][0]['gold']['seeds'] = 1
+  assert (f'{several}; where n · seeds says one seed, for other prompts alone).'
+          in captioned(told, tmp_path, 'same_kl'))
+  for row in told['same_kl']:
+    row['gold']['seeds'] = 1
+  assert several not in captioned(told, tmp_path, 'same_kl')
+
+
+def test_points_more_are_points(tmp_path):
+  told = json.loads((made_up(tmp_path) / 'summary.json').read_text())
+  told['paired'][0]['win_rate'] |= {'mean': -0.034, 'low': -0.07, 'high': 0.002}
+  assert '>−3.4 <small>[−7.0, 0.2]</small>' in captioned(told, tmp_path, 'paired')
+
+
+def test_what_is_not_there_is_not_spoken_of(tmp_path, page):
+  assert 'Dashed: the fits below' in page and 'The recommended variant against all' in page
+  folder = made_up(tmp_path)
+  told = json.loads((folder / 'summary.json').read_text())
+  told['recommended']['win_rate']['low'] = 0.4
+  for one in (*told['variants'], *told['starts'].values()):
+    one['fit'] = None
+  assert 'The best variant against all others' in captioned(told, folder, 'paired')
+  text = (folder / 'report.html').read_text('utf-8')
+  assert 'Dashed: the fits' not in text and not re.search('[Tt]he recommended', text)
 
 
 def test_samples_stand_side_by_side_and_are_escaped(page):

@@ -205,7 +205,7 @@ def test_perplexity_is_over_every_text_even_twice(tmp_path):
     perplexity.texts_of([tmp_path / 'nowhere.txt'], Place(tmp_path))
 
 
-def test_perplexity_by_hand(tmp_path):
+def test_perplexity_by_hand(tmp_path, capsys):
   """Mean over tokens, not over texts; each text begins with bos and is cut at the context."""
   parent = models.load(folder(tmp_path))
   texts = ['the cat sat', ' '.join(['dog'] * 60)]
@@ -220,6 +220,9 @@ def test_perplexity_by_hand(tmp_path):
     total -= logs[np.arange(len(ids) - 1), ids[1:]].sum()
     count += len(ids) - 1
   assert (found.tokens, found.texts, found.cut) == (count, 2, 1)
+  alone = perplexity.perplexity(parent, texts[:1])
+  perplexity.show(alone)
+  assert alone.interval is None and 'interval' not in capsys.readouterr().out
   np.testing.assert_allclose(found.nats, total / count, rtol=1e-5)
 
 

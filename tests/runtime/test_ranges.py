@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from rlhf_jax import configs
@@ -59,7 +60,9 @@ def test_shares_steps_and_sizes_have_a_range():
   ('gpt.mesh.data', 0, 'at least 1, or -1'), ('ppo.mesh.fsdp', -1, 'at least 1'),
   ('gpt.data.0.size', -1, 'at least 0'), ('gpt.model.heads', 0, 'at least 1'),
   ('gpt.model.layers', 0, 'at least 1'), ('gpt.model.rotary', 1.5, 'from 0 to 1'),
-  ('gpt.seed', -1, 'at least 0'), ('gpt.optimizer.schedule', 'linear', "'cosine' or"),
+  ('gpt.seed', -1, 'from 0 to 2147483647'), ('gpt.seed', 10**20, 'from 0 to 2147483647'),
+  ('gpt.data.0.seed', 2**31, 'from 0 to 2147483647'),
+  ('gpt.optimizer.schedule', 'linear', "'cosine' or"),
   ('ppo.prompt_cut', 'tail', "'refuse' or 'head'"), ('gpt.select', 'loss', "'' or 'validation"),
   ('gpt.data.0.kind', 'prompts', "'text' or 'demonstrations'"),
   ('measured.models.sft.temperature', -1.0, 'at least 0')])
@@ -70,10 +73,21 @@ def test_an_option_out_of_its_range_is_told(file, path, value, words):
     overrides.apply(experiment.load(file()), [(path, str(value))])
 
 
+def test_every_seed_has_a_range():
+  for kind in vars(configs).values():
+    if dataclasses.is_dataclass(kind) and hasattr(kind, 'seed'):
+      assert ranges.RANGES[kind]['seed'] is ranges.SEED
+  fits, _ = ranges.SEED
+  assert fits(0) and fits(2**31 - 1)
+  jax.random.fold_in(jax.random.key(2**31), 2**31 + 1)  # what is made of the largest
+
+
 def test_a_file_and_a_grid_are_told_too(file):
   with pytest.raises(BadInput, match=r"e\.py:4: runs\['gpt'\]\.epochs is 0; expected above 0"):
     experiment.load(file(epochs=0))
   with pytest.raises(BadInput, match=r"\['measured'\]\.models\.sft\.best_of is 0; expected at "):
     experiment.load(file(best=0))
+  with pytest.raises(BadInput, match=r'--sweep\.seed is 2147483648; expected from 0 to 2147483647'):
+    overrides.apply(experiment.load(file()), [('sweep.seed', str(2**31))])
   with pytest.raises(BadInput, match=r'gae_lambda is 1\.5; expected from 0 to 1'):
     grid.points(experiment.load(file(other=1.5)))

@@ -1,5 +1,9 @@
 """results.json: what the Evaluate runs of a file found, put together."""
 
+import io
+
+import rich.console
+
 from rlhf_jax import configs
 from rlhf_jax.runtime import results, workdir
 
@@ -14,7 +18,7 @@ def test_of_two_evaluations_entries_are_taken_whole(tmp_path):
   finish(tmp_path, 'b', {'models': {'sft': {'gold': 1.0, 'by_category': {'x': {}}}, 'gpt': {}},
                          'reward_model': {'accuracy': 0.7, 'ece': 0.1}, 'labelers': {'n': 3}})
   told = results.assemble(tmp_path, runs)
-  assert 'evaluation' not in told and told['models']['sft']['gold'] == 1.0
+  assert told['evaluation'] == 'b' and told['models']['sft']['gold'] == 1.0
   finish(tmp_path, 'a', {'models': {'sft': {'gold': 2.0}}, 'reward_model': {'accuracy': 0.6},
                          'labelers': {}})
   told = results.assemble(tmp_path, runs)
@@ -22,3 +26,12 @@ def test_of_two_evaluations_entries_are_taken_whole(tmp_path):
   assert told['reward_model'] == {'accuracy': 0.6} and told['labelers'] == {'n': 3}
   assert told['seconds'] == {'b': 1, 'a': 1} == workdir.read_json(
     tmp_path / 'results.json')['seconds']
+
+
+def test_names_of_models_are_shown_as_they_are():
+  names = ['sft[bold]', ':cat:', '[/x]']
+  rate = {'mean': 0.5, 'low': 0.4, 'high': 0.6}
+  out = io.StringIO()
+  rich.console.Console(file=out, width=200).print(results.table({
+    'models': {name: {'win_rate_vs_sft[bold]': rate} for name in names}, 'seconds': {'a': 1}}))
+  assert all(name in out.getvalue() for name in (*names, 'win rate vs sft[bold]'))

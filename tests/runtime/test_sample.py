@@ -112,7 +112,19 @@ def test_limits(place):
   with pytest.raises(configs.BadInput, match=r"do not fit sft's context of 24"):
     sample.sample(place, 'sft', long)
   with pytest.raises(configs.BadInput, match='must not be negative'):
-    sample.sample(place, 'sft', 'one', temperature=-1.0)
+    sample.sample(place, 'sft', 'one', max_tokens=-1)
+
+
+@pytest.mark.parametrize('temperature', [-1.0, float('nan'), float('inf')])
+def test_a_temperature_that_is_none(place, temperature):
+  with pytest.raises(configs.BadInput, match=f'--temperature is {temperature}; expected a number '):
+    sample.sample(place, 'sft', 'one', temperature=temperature)
+
+
+@pytest.mark.parametrize('seed', [-1, 2**31, 99999999999999999999])
+def test_a_seed_that_no_key_can_hold(place, seed):
+  with pytest.raises(configs.BadInput, match=f'--seed is {seed}; expected from 0 to 2147483647'):
+    sample.sample(place, 'sft', 'one', seed=seed)
 
 
 @pytest.mark.parametrize('run, said', [
