@@ -200,9 +200,11 @@ def _data(folder: Path, run: str) -> Iterator[str]:
 
 def _metrics(folder: Path, run: str) -> Iterator[str]:
   found = workdir.read_json(folder / run / 'finished.json') or {}
-  results = workdir.read_json(folder / 'results.json') or {}
-  evaluated = {name: entry for name, entry in results.get('models', {}).items()
-               if entry.get('sampled', {}).get('run') == run}
+  evaluated: dict[str, Any] = {}
+  for path in sorted(folder.glob('*/finished.json')):  # results.json may be of runs that are gone
+    summary = (workdir.read_json(path) or {}).get('summary', {})
+    evaluated |= {name: entry for name, entry in summary.get('models', {}).items()
+                  if entry.get('sampled', {}).get('run') == run}
   for title, numbers in [('end of training', found.get('summary', {})), *(
       (f'evaluation of {name}', entry) for name, entry in evaluated.items())]:
     yield from (f'- {title}: {key} {_number(value)}' for key, value in numbers.items()

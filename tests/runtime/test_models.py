@@ -136,6 +136,12 @@ runs = {{
     assert main(['run', str(file), '--workdir', str(work)]) == 0
     results = json.loads((work / 'results.json').read_text())
     assert abs(results['models']['base']['kl']) < 1e-4
+    for kept in (True, False):  # results.json stays behind
+      if not kept:
+        shutil.rmtree(work / 'evaluation')
+      out = tmp_path / f'{value.name}-{kept}'
+      assert main(['export', '--workdir', str(work), '--run', 'ppo', '--out', str(out)]) == 0
+      assert ('evaluation of ppo: kl' in (out / 'README.md').read_text()) == kept
   file.write_text(code.format(prompts=str(prompts), policy=str(policy), reward=str(policy),
                               value=str(reward)))
   assert main(['run', str(file), '--workdir', str(tmp_path / 'wrong')]) == 2
