@@ -4,7 +4,7 @@ In: how many of each. Out: text on stdout, each answer with its utility to the g
 Left out: everything else; nothing imports this file.
 """
 
-import sys
+import argparse
 
 from rlhf_jax import miniature
 from rlhf_jax.miniature.answers import answer
@@ -29,4 +29,7 @@ def main(number: int) -> None:
 
 
 if __name__ == '__main__':
-  main(int(sys.argv[1]) if len(sys.argv) > 1 else 12)
+  parser = argparse.ArgumentParser(prog='python -m rlhf_jax.miniature',
+                                   description='Shows documents, prompts and answers of the world.')
+  parser.add_argument('number', nargs='?', type=int, default=12, help='how many of each')
+  main(parser.parse_args().number)

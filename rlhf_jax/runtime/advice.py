@@ -44,14 +44,16 @@ def first_change(made: Abstract, run: str, where: chips.Topology, mesh: configs.
 
 
 def larger_slice(made: Abstract, where: chips.Topology) -> str:
-  """The smallest slice of the kind on which the least that is held at once would fit."""
+  """The smallest slice of the kind on which the least that is held at once would fit, with as much
+  memory a device as here.
+  """
   if where.kind == 'cpu':
     return 'more memory, or a smaller model'
   for shape in chips.CHIPS[where.kind].slices:
     there = chips.topology(f'{where.kind}:{shape}')
     if there.devices <= where.devices:
       continue
-    if any(held.least <= there.memory for _, held in layout.meshes(made, there.devices)):
+    if any(held.least <= where.memory for _, held in layout.meshes(made, there.devices)):
       return f'--topology {there.name}: what is held at once could fit there'
   return f'another chip: no slice of {where.kind} holds it'
 

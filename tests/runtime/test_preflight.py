@@ -312,10 +312,13 @@ def test_what_to_change_first(made):
 
 def test_a_larger_slice_is_named(made):
   stage = made()
-  small = chips.Topology('v5e:1x1', 'v5e', 1, 1.0, 1.0, 1e3)
   mesh = configs.Mesh(1, 1, 1)
-  found = advice.first_change(stage, 'ppo', small, mesh, layout.held(stage, mesh), [])
-  assert found.startswith('--topology v5e:2x2')
+  held = layout.held(stage, mesh)
+  least = [held.least, min(one.least for _, one in layout.meshes(stage, 4))]
+  for memory, words in ((sum(least) / 2, '--topology v5e:2x2'), (1e3, 'another chip')):  # as --hbm
+    small = chips.Topology('v5e:1x1', 'v5e', 1, 1.0, 1.0, memory)
+    found = advice.first_change(stage, 'ppo', small, mesh, held, [])
+    assert found.startswith(words)
 
 
 def test_the_search_takes_the_first_that_fits(file, uncompiled):
