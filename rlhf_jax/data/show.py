@@ -57,8 +57,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     store.check_file(options.out, '--out')
   place = sources.Place(pathlib.Path(), options.data, options.skip_bad_rows)
   source = Source(options.kind, tuple(options.files), options.reader, split=options.split)
-  if options.out:
-    _check_out(options.out)
   tokenizer = _tokenizer(options)
   limits = builders.Limits(**{name: getattr(options, name) for name in (*_LIMITS, 'prompt_cut')})
   if tokenizer is None and limits != builders.Limits():
@@ -84,15 +82,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
   if options.out:
     store.write(options.out, json.dumps(card, indent=1, ensure_ascii=False) + '\n')
   return card
-
-
-def _check_out(path: pathlib.Path) -> None:
-  """BadInput where no file can be written, before the work. The file and its folders may be new."""
-  if path.is_dir():
-    raise BadInput(f'--out {path}: expected a file, found a folder; name a file in it')
-  there = next((parent for parent in path.parents if parent.exists()), None)
-  if there is not None and not there.is_dir():
-    raise BadInput(f'--out {path}: expected {there} to be a folder, found a file; name another')
 
 
 def _tokenizer(options: argparse.Namespace) -> Any:

@@ -150,8 +150,8 @@ def test_the_command_names_what_is_wrong(words, message, files, capsys):
 
 
 @pytest.mark.parametrize(('words', 'message'), [
-  (('--out', '.'), "--out .: expected a file, found a folder; name a file in it"),
-  (('--out', 'a.jsonl/card.json'), 'expected a.jsonl to be a folder, found a file'),
+  (('--out', '.'), '--out .: is a folder, expected a file'),
+  (('--out', 'a.jsonl/card.json'), 'a.jsonl is a file, expected a folder'),
   (('--k-max', '-1'), 'k_max: expected at least 2 for rankings, found -1'),
   (('--response-length', '1'), 'response_length: expected at least 2 for rankings, found 1'),
   (('--prompt-length', '-5'), 'prompt_length: expected at least 1 for rankings, found -5'),
