@@ -14,7 +14,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -73,14 +73,14 @@ def settle(folder: Path, config: configs.Run, place: Place) -> None:
 
   Raises: Changed for other content than the run was begun with.
   """
-  _settle(folder, config, place, _read(config, place), (JUDGE,))
+  _settle(folder, config, place, _read(config, place), trains=True)
 
 
 def _settle(folder: Path, config: configs.Run, place: Place,
-            read: Iterable[tuple[str, configs.Source]], told: Collection[str]) -> None:
+            read: Iterable[tuple[str, configs.Source]], trains: bool) -> None:
   """See _settled."""
   refused = processes.share(
-    _settled(folder, config, place, read, told) if processes.first() else '')
+    _settled(folder, config, place, read, trains) if processes.first() else '')
   if refused:
     raise Changed(refused)
 
@@ -118,7 +118,7 @@ def settle_measures(folder: Path, config: configs.PPO, text: Iterable[configs.So
   """
   measured = dataclasses.replace(config, prompts=(), pretraining=(), reward='', value='')
   read = [*_sources(measured), *((f'text.{i}', source) for i, source in enumerate(text))]
-  _settle(folder, measured, place, read, ())
+  _settle(folder, measured, place, read, trains=False)
 
 
 def warn(name: str, config: configs.Run, place: Place) -> None:
@@ -146,11 +146,11 @@ def _data(place: Place) -> str:
 
 
 def _settled(folder: Path, config: configs.Run, place: Place,
-             read: Iterable[tuple[str, configs.Source]], told: Collection[str]) -> str:
+             read: Iterable[tuple[str, configs.Source]], trains: bool) -> str:
   """Why the run cannot go on with this data; '' if it can, and then it is written down.
 
   Args:
-    told: fields whose change is told and refuses nothing.
+    trains: its judge only measures, and a change of it is told and refuses nothing.
   """
   file, data = folder / 'inputs.json', _data(place)
   now = _hashes(config, place, read)
@@ -159,7 +159,7 @@ def _settled(folder: Path, config: configs.Run, place: Place,
   if there is None:
     workdir.write_json(file, {'data': data, 'sha256': found})
     return ''
-  judged = {name: now.pop(name) for name in told if name in now}
+  judged = {JUDGE: now.pop(JUDGE)} if trains and JUDGE in now else {}
   changed = _changed(now, there)
   if not changed:
     if _changed(judged, there):
@@ -197,7 +197,7 @@ def _hashes(config: configs.Run, place: Place,
         of += f', read by {source.reader}'
     found[name] = (of, _hash(files, code))
   for field, function in _functions(config):
-    found[field] = (function, _hash([], sources.code(function.rpartition(':')[0])))
+    found[field] = (function, sources.digest(function)[:16])
   given = getattr(config, 'tokenizer', None)
   if given is not None and given.file and not config.init_from:
     file = sources.locate(given.file, place)
