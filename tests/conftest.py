@@ -38,6 +38,19 @@ def pytest_collection_modifyitems(items):
   items.sort(key=lambda item: SLOW.index(item.path.name) if item.path.name in SLOW else last)
 
 
+@pytest.fixture(scope='module', autouse=True)
+def room_for_programs():
+  """A compiled program takes several of the 65,530 mappings that Linux gives a process, and XLA
+  ends in a segmentation fault where there are no more: after some 2000 tests in one process.
+  """
+  yield
+  if os.path.exists('/proc/self/maps'):
+    with open('/proc/self/maps') as file:
+      many = sum(1 for _ in file) > 30_000
+    if many:
+      jax.clear_caches()
+
+
 @pytest.fixture(scope='session', autouse=jax.device_count() < 8)
 def skipped_without_devices():
   """On one GPU: a test that wants a mesh of more is skipped."""
