@@ -71,14 +71,17 @@ def at_a_distance(seeds: Seeds, distance: float, kl: Value, value: Value) -> dic
 
 
 def told(differences: Sequence[np.ndarray], interval: Interval) -> dict[str, Any] | None:
-  """{'mean', 'low', 'high', 'n', 'seeds'} of [prompts] a seed; None where there is none."""
+  """{'mean', 'low', 'high', 'n', 'seeds'} of [prompts] a seed, no ends of a single number; None
+  where there is none.
+  """
   if not differences:
     return None
   stacked = np.array(differences)
   mean, ends = interval(stacked)
   if mean is None:
     return None
-  return {'mean': mean, 'low': ends[0], 'high': ends[1], 'n': int(np.isfinite(stacked).sum()),
+  low, high = ends or (None, None)
+  return {'mean': mean, 'low': low, 'high': high, 'n': int(np.isfinite(stacked).sum()),
           'seeds': len(differences)}
 
 

@@ -56,7 +56,8 @@ def fit(form: str, kl: np.ndarray, score: np.ndarray, seeds: Sequence[int]
   Returns:
     {'form', 'alpha', 'alpha_ci', 'beta', 'beta_ci', 'r2', 'points', 'prompts', 'seeds', 'peak',
     'farthest'}; None for fewer than LEAST points away from the start, or all at one distance.
-    R² is centred, None where all scores are alike. 'peak' is None or
+    Intervals are None of one seed and one prompt. R² is centred, None where all scores are alike.
+    'peak' is None or
     {'d', 'd_ci', 'score', 'score_ci', 'reached', 'share'}: an upper end is None where more than
     2.5 % of the resamples have no maximum, or one beyond all measure, 'reached' says whether d* was
     gone beyond, 'share' is that of the resamples, of seeds and prompts both, whose maximum was.
@@ -178,7 +179,9 @@ def _peak(form: str, alpha: float, beta: float, found: Mapping[str, Any], told: 
     log = lambda alphas, betas, index=index: np.log(_places(form, alphas, betas)[index])
     logs = told(np.log(here[index]), log)
     turn = np.isfinite(places).mean() > 0.975
-    if turn and logs[1] - logs[0] < 2 * np.log(WIDE):
+    if turn and logs is None:  # nothing that could be redrawn
+      ends.append(None)
+    elif turn and logs[1] - logs[0] < 2 * np.log(WIDE):
       ends.append([float(np.exp(end)) for end in logs])
     else:  # where some never turn, or nearly so, no variance tells anything
       some = both[~np.isnan(both)]

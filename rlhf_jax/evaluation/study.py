@@ -334,7 +334,8 @@ def _measures(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any
     found = _matrix(rows, value)
     mean, interval = two_way(found, share=name.endswith('_rate'))
     if mean is not None:
-      told[name] = {'mean': mean, 'low': interval[0], 'high': interval[1],
+      low, high = interval or (None, None)
+      told[name] = {'mean': mean, 'low': low, 'high': high,
                     'n': int(np.isfinite(found).sum()),
                     'over': 'seeds and prompts' if len(points) > 1 else 'prompts'}
   for name in WHOLE:

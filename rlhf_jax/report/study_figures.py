@@ -101,7 +101,8 @@ def _best_of_n(axes: matplotlib.axes.Axes, start: Mapping[str, Any] | None, name
   d = np.sqrt([row['kl'] for row in rows])
   middle = scale * np.array([row[name] - rows[0][name] for row in rows])
   bars = None
-  if f'{name}_gain_low' in rows[0]:  # a sweep of before 2026-11-30 has none
+  # Of one prompt there are none, nor in a sweep of before 2026-11-30.
+  if rows[0].get(f'{name}_gain_low') is not None:
     low, high = (scale * np.array([row[f'{name}_gain_{end}'] for row in rows])
                  for end in ('low', 'high'))
     bars = np.maximum([middle - low, high - middle], 0)
@@ -133,9 +134,9 @@ def against(variants: Sequence[Variant], field: str, panels: Mapping[str, str]
       told = [(one[field], one['measures'][measure]) for one in some if measure in one['measures']]
       if told:
         x, y = [value for value, _ in told], [m['mean'] for _, m in told]
-        spread = [[m['mean'] - m['low'] for _, m in told], [m['high'] - m['mean'] for _, m in told]]
-        axes.errorbar(x, y, yerr=np.maximum(spread, 0), color=shade, fmt='o-', markersize=3.5,
-                      linewidth=1.2, capsize=2, label=family or 'all')
+        arms = np.hstack([_arms(m) for _, m in told])
+        axes.errorbar(x, y, yerr=arms, color=shade, fmt='o-', markersize=3.5, linewidth=1.2,
+                      capsize=2, label=family or 'all')
     _coefficient(axes, [one[field] for one in variants])
     axes.set_title(title, loc='left')
     axes.set_xlabel({'beta': 'β', 'gamma': 'γ'}[field])
@@ -190,8 +191,12 @@ def tax(variants: Sequence[Variant]) -> tuple[matplotlib.figure.Figure, str]:
   return figure, 'Win rate against alignment tax'
 
 
-def _arms(one: Mapping[str, float]) -> np.ndarray:
-  """[2, 1]: how far the ends are from the mean; a mean of equal numbers may round past them."""
+def _arms(one: Mapping[str, Any]) -> np.ndarray:
+  """[2, 1]: how far the ends are from the mean; a mean of equal numbers may round past them. 0
+  where there are none.
+  """
+  if one['low'] is None:
+    return np.zeros((2, 1))
   return np.maximum([[one['mean'] - one['low']], [one['high'] - one['mean']]], 0.0)
 
 

@@ -92,6 +92,13 @@ def test_too_few_points():
   assert overoptimization.fit('rl', kl, score, seeds) is None
 
 
+def test_one_seed_and_one_prompt_have_no_intervals():
+  found = overoptimization.fit('rl', *points('rl', 6.0, prompts=1, seeds=1))
+  assert found['alpha'] == pytest.approx(ALPHA) and found['peak']['score'] > 0
+  assert found['alpha_ci'] is found['beta_ci'] is None
+  assert found['peak']['d_ci'] is found['peak']['score_ci'] is None
+
+
 def test_a_seed_that_differs_widens_the_interval():
   """Seeds are redrawn as well as prompts."""
   kl, score, seeds = points('rl', 6.0, noise=0.1)

@@ -8,13 +8,14 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 
 import matplotlib.image
 import numpy as np
 import pytest
 
 from rlhf_jax import report
-from rlhf_jax.evaluation import study
+from rlhf_jax.evaluation import best_of_n, study
 from rlhf_jax.report import study as study_page
 from rlhf_jax.report import study_figures
 from rlhf_jax.runtime import tables
@@ -182,6 +183,23 @@ def test_what_is_not_there_is_not_spoken_of(tmp_path, page):
   assert 'The best variant against all others' in captioned(told, folder, 'paired')
   text = (folder / 'report.html').read_text('utf-8')
   assert 'Dashed: the fits' not in text and not re.search('[Tt]he recommended', text)
+
+
+def test_one_prompt_and_one_seed(tmp_path, monkeypatch):
+  """A mean of one number is told without an interval, in figures too."""
+  monkeypatch.setattr(sys.modules[__name__], 'PROMPTS', 1)
+  hat = np.random.default_rng(0)
+  points = [one(hat, tmp_path, f'kl_coef_{beta:g}', beta, 0.0, 0, 'judge') for beta in (0.0, 0.1)]
+  start = {'metrics': {'gold': 0.3}, 'baseline': {'gold': 0.3, 'proxy': 0.0}, 'fit': None,
+           'gold_units': 1.0, 'best_of_n': best_of_n.table(
+             {'gold': hat.normal(size=(1, 4)), 'proxy': hat.normal(size=(1, 4))},
+             hat.normal(size=(1, 4)))}
+  tables.write(tmp_path, points, {'s/r': start}, {
+    'base': 'ppo', 'grid': [], 'judge': 'judge', 'settings': {'spacing': 0.25, 'stand_in': ''}})
+  measures = json.loads((tmp_path / 'summary.json').read_text())['variants'][0]['measures']
+  assert measures['kl']['low'] is None and measures['win_rate']['low'] is not None
+  text = report.write(tmp_path).read_text('utf-8')
+  assert f'>{measures["kl"]["mean"]:.2f} <small>n = 1</small>' in text and '[–, –]' not in text
 
 
 def test_samples_stand_side_by_side_and_are_escaped(page):
