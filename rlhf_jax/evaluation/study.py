@@ -225,7 +225,8 @@ def same_kl(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, An
       continue
     own, other_ = _seeds(group, starts), _seeds(rival, starts)
     values = {'gold': BY_PROMPT['gold'], 'gap': lambda row: (
-      None if row['judgement'] is None else row['proxy'] - row['judgement']['score'])}
+      None if None in (row['judgement'], row['proxy'])
+      else row['proxy'] - row['judgement']['score'])}
     told = {name: compared.at_the_same_kl(own, other_, BY_PROMPT['kl'], value, two_way)
             for name, value in values.items()}
     if told['gold']:
@@ -296,7 +297,8 @@ def _seeds(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]
            ) -> dict[int, Mapping[int, Sequence[Mapping[str, Any]]]]:
   """Evaluations of the finished points by their seed, 'proxy' in the judge's units."""
   begun = _begun(points, starts)
-  scaled = lambda seed, rows: [row | {'proxy': _unit(begun[seed]) * row['proxy']} for row in rows]
+  scaled = lambda seed, rows: [row | {
+    'proxy': None if row['proxy'] is None else _unit(begun[seed]) * row['proxy']} for row in rows]
   return {seed: {step: scaled(seed, rows) for step, rows in point.evaluations.items()}
           for point in points if (seed := point.values.get('seed', 0)) in begun
           and point.status == 'finished' and point.evaluations}
@@ -304,10 +306,10 @@ def _seeds(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]
 
 def _groups(points: Sequence[Made]) -> list[list[Made]]:
   """Points that differ by seed alone, together, in the order in which they first come."""
-  groups: dict[str, list[Made]] = {}
+  groups: dict[tuple[Any, ...], list[Made]] = {}
   for point in points:
-    key = repr([(field, value) for field, value in point.values.items()
-                if field not in NOT_A_VARIANT])
+    key = tuple((field, value) for field, value in point.values.items()  # 1 is 1.0
+                if field not in NOT_A_VARIANT)
     groups.setdefault(key, []).append(point)
   return list(groups.values())
 

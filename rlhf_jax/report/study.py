@@ -212,5 +212,6 @@ def _samples(workdir: pathlib.Path, told: Mapping[str, Any], variants: Sequence[
       workdir / point / 'evaluations' / f'{step}.jsonl', left_out)
   rows = [list(row) for row in zip(*columns.values(), strict=False)]
   return {'names': list(columns), 'rows': rows[:SAMPLES], 'highest': {
-    name: sorted(answers, key=lambda row: -row['proxy'])[:HIGHEST]
+    name: sorted((row for row in answers if row['proxy'] is not None),
+                 key=lambda row: -row['proxy'])[:HIGHEST]
     for name, answers in columns.items()}}

@@ -62,6 +62,13 @@ def points(experiment: Experiment) -> dict[str, Point]:
   return found
 
 
+def wanted(experiment: Experiment, points: Mapping[str, Point], only: str) -> dict[str, Point]:
+  """The point of that name, all where it is ''. Raises BadInput: there is none."""
+  if only and only not in points:
+    raise BadInput(f'{experiment.file}: the sweep has no point {only!r}{near(only, points)}')
+  return {only: points[only]} if only else dict(points)
+
+
 def check_overrides(experiment: Experiment, paths: Iterable[str]) -> None:
   """BadInput for a field of the base run that an option sets, and every grid again."""
   sweep = experiment.sweep
@@ -74,10 +81,10 @@ def check_overrides(experiment: Experiment, paths: Iterable[str]) -> None:
 
 def _check_draws(draw_of: Mapping[str, str], points: Mapping[str, Point], file: Any) -> None:
   """BadInput for two draws of one thing that no seed tells apart."""
-  known: dict[str, str] = {}
+  known: dict[tuple[Any, ...], str] = {}
   for name, point in points.items():
-    told = repr([draw_of.get(value, value) if isinstance(value, str) else value
-                 for value in point.values.values()])
+    told = tuple(draw_of.get(value, value) if isinstance(value, str) else value
+                 for value in point.values.values())
     if known.setdefault(told, name) != name:
       raise BadInput(f'{file}: sweep.draw_of: {known[told]!r} and {name!r} are draws of one thing '
                      'with one seed; expected a seed of its own for each draw')
@@ -89,6 +96,8 @@ def _check(experiment: Experiment) -> None:
   if not sweep.grid:
     raise BadInput(f"{file}: sweep.grid is empty; expected ({{'kl_coef': (0.0, 0.02)}},)")
   for grid in sweep.grid:
+    if not grid:
+      raise BadInput(f'{file}: sweep.grid holds a grid without a field; leave it out')
     for field, values in grid.items():
       if not values:
         raise BadInput(f'{file}: sweep.grid: {field!r} has no values')

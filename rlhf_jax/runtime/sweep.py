@@ -62,11 +62,8 @@ def run(experiment: experiments.Experiment, place: Place,
       another configuration.
   """
   points = grid.points(experiment)
-  if only and only not in points:
-    raise BadInput(f'{experiment.file}: the sweep has no point {only!r}'
-                   f'{experiments.near(only, points)}')
+  wanted = grid.wanted(experiment, points, only)
   work = _Sweep(experiment, points, place, options)
-  wanted = {only: points[only]} if only else points
   work.prepare(list(wanted.values()))
   there = [name for name in wanted if (place.workdir / name / 'finished.json').exists()]
   with Board({name: point.config.updates for name, point in wanted.items()}, there) as board:

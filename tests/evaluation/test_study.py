@@ -79,6 +79,21 @@ def test_a_variant_is_all_that_differs_by_seed_alone():
   assert told['points']['d']['unhealthy'] == ['it was NaN']
 
 
+def test_a_coefficient_of_1_is_that_of_1_point_0():
+  points = [made('a', 0, kl_coef=1), made('b', 1, kl_coef=1.0)]
+  one, = study.summary(points, {'sft': START})['variants']
+  assert one['points'] == ['a', 'b']
+
+
+def test_a_reward_that_is_no_number_keeps_no_summary_from_being_made():
+  rows = [row(), row(proxy=None), *[row() for _ in range(8)]]
+  points = [made(f'{beta}-{seed}', seed, kl_coef=beta, evaluations={1: rows, 4: rows})
+            for beta in (0.0, 0.1) for seed in (0, 1)]
+  told = study.summary(points, {'sft': START})
+  assert told['variants'][0]['measures']['proxy']['n'] == 2 * 9
+  assert told['same_kl'][0]['gap']['n'] == 2 * 9
+
+
 def test_one_seed_is_not_recommended_over_two():
   """Its interval, over prompts alone, is the narrower."""
   alone, both = ({'label': name, 'family': name, 'beta': 0.1, 'finished': ['x'] * seeds,

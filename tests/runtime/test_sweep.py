@@ -336,6 +336,9 @@ def test_another_way_to_measure_is_refused_before_any_work(swept, file, tmp_path
 def test_the_table_has_a_row_a_point_and_step(swept):
   table = pyarrow.parquet.read_table(swept[0] / 'sweep.parquet')
   assert table.column_names[:5] == ['point', 'kl_coef', 'ptx_ratio', 'seed', 'step']
+  # A float32 of the update's is another number than the grid's.
+  assert {*table['kl_coef'].to_pylist()} == {0.0, 0.3}
+  assert table['update_kl_coef'].to_pylist()[-1] == pytest.approx(0.3)
   types = {name: str(table.schema.field(name).type) for name in table.column_names}
   assert (types.pop('point'), types.pop('seed'), types.pop('step')) == ('string', 'int64', 'int64')
   assert set(types.values()) == {'double'}
