@@ -6,7 +6,9 @@ Left out: the work (sweep.py); grids that are not products of lists of values.
 """
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -67,6 +69,32 @@ def wanted(experiment: Experiment, points: Mapping[str, Point], only: str) -> di
   if only and only not in points:
     raise BadInput(f'{experiment.file}: the sweep has no point {only!r}{near(only, points)}')
   return {only: points[only]} if only else dict(points)
+
+
+def measured(sweep: configs.Sweep, config: configs.PPO, hashes: Mapping[str, str]) -> list[str]:
+  """A hash of all that the samples of a point's start, and its evaluations, depend on: with whole
+  numbers written as floats first, then in the other ways that a file may write them.
+
+  Args:
+    hashes: of the runs and model folders that a point names.
+  """
+  same = dataclasses.asdict(sweep)
+  for field in ('base', 'grid', 'best_of', 'draw_of'):
+    same.pop(field)
+  found = []
+  for spacing in _spellings(sweep.spacing):
+    for temperature in _spellings(config.temperature):
+      of = [same | {'spacing': spacing}, hashes.get(config.policy, config.policy),
+            hashes.get(sweep.stand_in, ''), config.evaluation_size, config.judge,
+            config.prompt_length, config.prompt_cut, config.response_length, config.text_length,
+            temperature, [dataclasses.asdict(source) for source in config.evaluation_prompts]]
+      text = json.dumps(of, sort_keys=True)
+      found.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+  return found
+
+
+def _spellings(number: float) -> list[float]:
+  return [float(number), *([int(number)] if float(number).is_integer() else [])]
 
 
 def check_overrides(experiment: Experiment, paths: Iterable[str]) -> None:

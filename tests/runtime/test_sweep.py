@@ -175,6 +175,26 @@ def test_a_grid_with_0_is_the_one_with_0_point_0(swept, file, tmp_path, monkeypa
   assert sweep.run(read, Place(tmp_path / 'w'), OPTIONS) == {}
 
 
+@pytest.mark.parametrize('one, other', [('1.0', '1'), ('1', '1.0')])
+def test_spacing_and_temperature_of_1_are_those_of_1_point_0(file, begun, monkeypatch, one, other):
+  """Also in a workdir that was begun with 1, when 1 and 1.0 were told apart."""
+  def read(number):
+    path = file.with_name('spaced.py')
+    path.write_text(FILE.replace('spacing=0.1', f'spacing={number}').replace(
+      'updates=6', f'updates=1, temperature={number}'))
+    return experiment.load(path)
+  with monkeypatch.context() as patch:
+    if one == '1':
+      patch.setattr(grid, '_spellings', lambda number: [number])
+    assert sweep.run(read(one), Place(begun), OPTIONS, only=POINTS[0]) == {}
+  start, = (begun / 'start').iterdir()
+  assert sweep.run(read(other), Place(begun), OPTIONS, only=POINTS[1]) == {}
+  monkeypatch.setattr(loop, 'train', None)
+  for name in POINTS[:2]:
+    assert sweep.run(read(other), Place(begun), OPTIONS, only=name) == {}
+  assert [*(begun / 'start').iterdir()] == [start]
+
+
 def test_a_killed_point_ends_as_if_it_never_stopped(swept, begun, file, monkeypatch):
   """Stopped after the fourth update of the second point, whose checkpoint is the third's."""
   def stop(self, step, row, show=sweep.Board.progress):
