@@ -242,7 +242,7 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
   So reward models are compared, or coefficients of the pretraining gradient. The distances are the
   farthest that every seed of all reached, and half of it. Gains are over the start and in the
   judge's units; 'gap' is what the reward model's has above the judge's. 'more' and 'wider' are what
-  the judge's gain and the gap have above the first's.
+  the judge's gain and the gap have above the first's, None where that met other prompts.
   """
   betas: dict[str, dict[float, tuple[Mapping[str, Any], Sequence[Made]]]] = {}
   for one, group in zip(variants, groups, strict=True):
@@ -254,6 +254,7 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
   told = [(one, _seeds(group, starts), _begun(group, starts))
           for one, group in (some[min(common)] for some in betas.values())]
   farthest = min(compared.reach(seeds, BY_PROMPT['kl']) for _, seeds, _ in told)
+  met = compared.prompts(told[0][1])
   found = []
   for distance in (farthest / 2, farthest):
     first: dict[str, dict[int, np.ndarray]] = {}
@@ -266,8 +267,8 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
             begun[seed]['baseline'][name], float) for seed, values in there.items()}
       gains['gap'] = {seed: gains['proxy'][seed] - gold for seed, gold in gains['gold'].items()}
       above = {name: [values - first[name][seed] for seed, values in gains[name].items()
-                      if seed in first[name] and first[name][seed].shape == values.shape]
-               for name in ('gold', 'gap') if first}
+                      if seed in first[name]]
+               for name in ('gold', 'gap') if first and compared.prompts(seeds) == met}
       first = first or gains
       right = [start['metrics']['reward_accuracy'] for start in begun.values()
                if start['metrics'].get('reward_accuracy') is not None]

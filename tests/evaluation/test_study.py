@@ -199,6 +199,11 @@ def test_families_are_compared_at_one_distance():
   assert mean('gap') == [1 - 0.7, 2 + 0.3, 2 - 0.95, 4 + 0.05]
   assert mean('wider') == [None, 2, None, 3]
   assert [one['accuracy'] for one in found] == [0.7, None, 0.7, None]
+  apart = [point if point.start == 'a' else dataclasses.replace(point, evaluations={
+    step: [some | {'id': index} for index, some in enumerate(rows)]
+    for step, rows in point.evaluations.items()}) for point in points]
+  assert all(one['gold'] and one['more'] is None for one in study.summary(
+    apart, starts)['same_distance'])
   moved = lambda point, beta: dataclasses.replace(
     point, values=point.values | {'kl_coef': beta}, config=point.config | {'kl_coef': beta})
   # At the least coefficient that all have, and not where they have none in common.
