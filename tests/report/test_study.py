@@ -5,6 +5,7 @@ view.
 import csv
 import dataclasses
 import json
+import pathlib
 import re
 import shutil
 import subprocess
@@ -238,6 +239,35 @@ def test_the_runs_that_points_rest_on_have_a_page_of_their_own(tmp_path):
   assert '<td>sft</td>' in runs and 'kl_coef_0' not in runs
 
 
+def test_points_that_the_sweep_has_no_longer_are_no_runs_that_others_rest_on(tmp_path):
+  """Nor are those of another sweep in the same workdir, which serves its models."""
+  folder = made_up(tmp_path)
+  for name, parents in (('sft', {}), ('ptx_coef_3-seed_0', {'measured': ['a way', 'hash']})):
+    (folder / name).mkdir()
+    (folder / name / 'config.json').write_text(json.dumps({'kind': 'PPO', 'parents': parents}))
+  report.write(folder)
+  runs = (folder / 'runs.html').read_text('utf-8')
+  assert '<td>sft</td>' in runs and 'ptx_coef_3' not in runs
+
+
+def test_points_that_are_new_since_the_tables_were_made_are_named(tmp_path, page):
+  folder = made_up(tmp_path)
+  told = json.loads((folder / 'sweep.json').read_text())
+  told['runs']['kl_coef_<2>'] = {'values': {}, 'start': 's/r'}
+  (folder / 'sweep.json').write_text(json.dumps(told))
+  text = report.write(folder).read_text('utf-8')
+  assert 'Not on this page: 1 point that the sweep has got since (kl_coef_&lt;2&gt;).' in text
+  assert 'Not on this page' not in page
+
+
+@pytest.mark.parametrize('file, said', [
+  ('summary.json', 'A sweep on its way'), ('sweep.parquet', 'sweep.parquet: is not Parquet')])
+def test_a_damaged_file_keeps_nobody_from_a_page(tmp_path, file, said):
+  folder = made_up(tmp_path)
+  (folder / file).write_bytes((folder / file).read_bytes()[:99])
+  assert said in report.write(folder).read_text('utf-8')
+
+
 def test_a_second_reward_model_is_told(tmp_path):
   text = report.write(made_up(tmp_path, judge='second reward model')).read_text('utf-8')
   assert 'There is no gold labeler here. A second reward model, second,' in text
@@ -352,6 +382,25 @@ def test_csv_has_a_column_for_whatever_a_row_has():
 
 
 # ------------------------------------------------------------------------------------ a browser
+
+
+SORTED = """const fs = require('fs');
+const cell = text => ({dataset: {}, textContent: text, classList: {contains: name => name === 'n'},
+                       setAttribute() {}, removeAttribute() {}, getAttribute() {}});
+const rows = [['n'], ['800'], ['1\u202f200'], ['–'], ['−3'], ['96 · 2']].map(texts => ({
+  cells: texts.map(cell), parentNode: {append: row => order.push(row.cells[0].textContent)}}));
+const order = [], document = {querySelectorAll: () => [{rows}]};
+eval(fs.readFileSync(process.argv[1], 'utf8'));
+rows[0].cells[0].onclick();
+console.log(JSON.stringify(order));"""
+
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='no Node.js')
+def test_numbers_sort_as_they_are_written_for_people():
+  script = pathlib.Path(study_page.__file__).parent / 'sort.js'
+  done = subprocess.run(['node', '-e', SORTED, str(script)], capture_output=True, text=True,
+                        check=True, timeout=60)
+  assert json.loads(done.stdout) == ['1\u202f200', '800', '96 · 2', '−3', '–']
 
 
 def browser(*words):
