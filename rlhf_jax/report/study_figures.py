@@ -14,7 +14,7 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
-from rlhf_jax.report.figures import COLOURS, INK, blank, styled
+from rlhf_jax.report.figures import COLOURS, INK, blank, legend_below, styled
 
 COLUMNS = 4  # small multiples in a row
 Variant = Mapping[str, Any]
@@ -174,7 +174,9 @@ def _coefficient(axes: matplotlib.axes.Axes, values: Sequence[float]) -> None:
 @styled
 def tax(variants: Sequence[Variant]) -> tuple[matplotlib.figure.Figure, str]:
   """What is won against what the pretraining loss pays for it: a point for each variant."""
-  figure = blank(5.4, 3.5)
+  # The legend stands beside it and has a line for each.
+  longest = max(len(one['label']) for one in variants)
+  figure = blank(5.4 + max(0, longest - 20) * 0.06, max(3.5, 0.16 * len(variants) + 0.3))
   axes = figure.subplots()
   shades = colours(variants)
   for one in variants:
@@ -238,5 +240,4 @@ def _legend(figure: matplotlib.figure.Figure, grid: np.ndarray) -> None:
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
       found.setdefault(label, handle)
   if len(found) > 1:
-    figure.legend(found.values(), found.keys(), loc='outside lower center', fontsize=7.5,
-                  ncols=min(len(found), 5))
+    legend_below(figure, found)

@@ -17,8 +17,8 @@ import pytest
 
 from rlhf_jax import report
 from rlhf_jax.evaluation import best_of_n, study
+from rlhf_jax.report import figures, study_figures
 from rlhf_jax.report import study as study_page
-from rlhf_jax.report import study_figures
 from rlhf_jax.runtime import tables
 
 PROMPTS = 24
@@ -375,6 +375,31 @@ def test_colours_run_from_the_smallest_to_the_largest():
   assert len(set(study_figures.ramp(20))) == 20
   same = [{'label': name, 'beta': 0.0} for name in 'abc']
   assert len(set(study_figures.colours(same).values())) == 3
+
+
+def legend_is_whole(figure):
+  """Whether no part of a figure's legend is beyond its edge."""
+  figure.canvas.draw()
+  (legend,), edge = figure.legends, figure.bbox
+  there = legend.get_window_extent()
+  return edge.x0 <= there.x0 < there.x1 <= edge.x1 and edge.y0 <= there.y0 < there.y1 <= edge.y1
+
+
+@pytest.mark.parametrize('count, name', [(26, 'β {}, no ptx'), (6, 'a field of an optimizer {}')])
+def test_legends_are_whole_however_many_and_long_the_names_are(count, name):
+  variants = [{'label': name.format(i), 'beta': 0.1 * i, 'gamma': 0.0, 'measures': {
+    key: {'mean': 0.5, 'low': 0.4, 'high': 0.6} for key in ('tax', 'win_rate')}}
+              for i in range(count)]
+  assert legend_is_whole(study_figures.tax.__wrapped__(variants)[0])
+  entries = {one['label']: {'kl': i, 'gold': i, 'proxy': i} for i, one in enumerate(variants)}
+  assert legend_is_whole(figures.gold_over_kl.__wrapped__(entries)[0])
+
+
+def test_a_long_name_leaves_room_for_the_bars():
+  rate = {'mean': 0.5, 'low': 0.4, 'high': 0.6, 'n': 9}
+  figure, _ = figures.win_rates.__wrapped__({'a long name of a model ' * 3: rate}, 'sft')
+  figure.canvas.draw()
+  assert figure.axes[0].get_window_extent().width > 200
 
 
 def test_csv_has_a_column_for_whatever_a_row_has():
