@@ -379,7 +379,7 @@ def test_colours_run_from_the_smallest_to_the_largest():
 
 def legend_is_whole(figure):
   """Whether no part of a figure's legend is beyond its edge."""
-  figure.canvas.draw()
+  figure.draw_without_rendering()
   (legend,), edge = figure.legends, figure.bbox
   there = legend.get_window_extent()
   return edge.x0 <= there.x0 < there.x1 <= edge.x1 and edge.y0 <= there.y0 < there.y1 <= edge.y1
@@ -398,7 +398,7 @@ def test_legends_are_whole_however_many_and_long_the_names_are(count, name):
 def test_a_long_name_leaves_room_for_the_bars():
   rate = {'mean': 0.5, 'low': 0.4, 'high': 0.6, 'n': 9}
   figure, _ = figures.win_rates.__wrapped__({'a long name of a model ' * 3: rate}, 'sft')
-  figure.canvas.draw()
+  figure.draw_without_rendering()
   assert figure.axes[0].get_window_extent().width > 350
 
 
