@@ -92,7 +92,7 @@ def fit(form: str, kl: np.ndarray, score: np.ndarray, seeds: Sequence[int]
 
 def gold_units(proxies: np.ndarray, gold: np.ndarray) -> float | None:
   """How many of the judge's units one of the reward model's is worth; None where its order is the
-  judge's reversed, if anything: then there is no common unit.
+  judge's reversed, if anything, or where a prompt has one sample: then no common unit is known.
 
   The factor c for which σ(c·(r_a − r_b)) predicts σ(g_a − g_b) best in cross-entropy, on pairs of
   samples of the start (Gao et al. 2022 rescale their proxies so).
@@ -103,7 +103,9 @@ def gold_units(proxies: np.ndarray, gold: np.ndarray) -> float | None:
   even = proxies.shape[1] // 2 * 2
   pairs = [np.ravel(values[:, 0:even:2] - values[:, 1:even:2]) for values in (proxies, gold)]
   reward, wanted = pairs[0], 1 / (1 + np.exp(-pairs[1]))
-  if not reward.size or not np.any(reward):
+  if not reward.size:
+    return None
+  if not np.any(reward):
     return 1.0
   loss = lambda c: np.mean(np.logaddexp(0, c * reward) - wanted * c * reward)
   found = float(scipy.optimize.minimize_scalar(loss).x)

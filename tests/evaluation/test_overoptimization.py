@@ -115,4 +115,5 @@ def test_gold_units():
   noisy = proxies + np.random.default_rng(3).normal(size=proxies.shape)
   assert 0 < overoptimization.gold_units(noisy, 0.7 * proxies) < 0.5  # worth less than it says
   assert overoptimization.gold_units(np.zeros((3, 4)), proxies[:3, :4]) == 1
+  assert overoptimization.gold_units(proxies[:, :1], proxies[:, :1]) is None  # nothing to order
   assert overoptimization.gold_units(proxies, -0.2 * proxies) is None  # no unit makes them agree

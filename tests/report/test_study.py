@@ -203,6 +203,23 @@ def test_one_prompt_and_one_seed(tmp_path, monkeypatch):
   assert f'>{measures["kl"]["mean"]:.2f} <small>n = 1</small>' in text and '[–, –]' not in text
 
 
+def test_what_was_not_sampled_is_not_spoken_of(tmp_path, page):
+  """Best-of-n without samples, units without two samples to order, the spread of a single seed."""
+  folder = made_up(tmp_path)
+  told = json.loads((folder / 'summary.json').read_text())
+  start = told['starts']['s/r']
+  start |= {'gold_units': None, 'best_of_n': start['best_of_n'][:1]}
+  for one in told['variants']:
+    one['measures']['distinct_2'] |= {'n': 1}
+  (folder / 'summary.json').write_text(json.dumps(told))
+  text = report.write(folder).read_text('utf-8')
+  assert 'own units' not in text and 'best-of-n of the start' in text
+  assert '40.0 % <small>[' in page and '40.0 % <small>[' not in text
+  start['best_of_n'] = []
+  (folder / 'summary.json').write_text(json.dumps(told))
+  assert 'best-of-n of the start' not in report.write(folder).read_text('utf-8')
+
+
 def test_samples_stand_side_by_side_and_are_escaped(page):
   assert '&lt;i&gt;Ask&lt;/i&gt; 0 ?' in page and 'It is 0 &amp; more.' in page
   assert '<i>Ask' not in page
