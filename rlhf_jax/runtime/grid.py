@@ -19,6 +19,7 @@ from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.experiment import Experiment, near
 
 RESERVED = ('start', 'figures')  # folders of a sweep's workdir beside its points
+LONGEST = 255  # bytes of a folder's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,9 @@ def _check(experiment: Experiment) -> None:
     if not grid:
       raise BadInput(f'{file}: sweep.grid holds a grid without a field; leave it out')
     for field, values in grid.items():
+      if not isinstance(field, str):
+        raise BadInput(f'{file}: sweep.grid has the key {field!r}; expected a field of '
+                       f'{sweep.base!r} in quotes')
       if not values:
         raise BadInput(f'{file}: sweep.grid: {field!r} has no values')
       odd = [value for value in values if not isinstance(value, str | bool | int | float)]
@@ -175,7 +179,10 @@ def _read(config: Any, field: str) -> Any:
 
 
 def _name(values: Mapping[str, Any]) -> str:
-  """'kl_coef_0.02-seed_1', fit for a folder on any file system."""
+  """'kl_coef_0.02-seed_1', fit for a folder on any file system: a long one ends in a hash."""
   shown = (f'{value:g}' if isinstance(value, float) else str(value) for value in values.values())
   joined = '-'.join(f'{field}_{value}' for field, value in zip(values, shown, strict=True))
-  return re.sub(r'[^A-Za-z0-9._+-]+', '_', joined)
+  name = re.sub(r'[^A-Za-z0-9._+-]+', '_', joined)
+  if len(name) > LONGEST:
+    name = f'{name[:LONGEST - 17]}-{hashlib.sha256(joined.encode()).hexdigest()[:16]}'
+  return name
