@@ -296,13 +296,25 @@ def _begun(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]
 
 def _seeds(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]
            ) -> dict[int, Mapping[int, Sequence[Mapping[str, Any]]]]:
-  """Evaluations of the finished points by their seed, 'proxy' in the judge's units."""
+  """Evaluations of the finished points by their seed, 'proxy' in the judge's units; step 0 is the
+  start, at no distance from itself.
+  """
   begun = _begun(points, starts)
   scaled = lambda seed, rows: [row | {
     'proxy': None if row['proxy'] is None else _unit(begun[seed]) * row['proxy']} for row in rows]
-  return {seed: {step: scaled(seed, rows) for step, rows in point.evaluations.items()}
+  return {seed: {step: scaled(seed, rows) for step, rows in (
+    (0, _origin(point, begun[seed])), *point.evaluations.items())}
           for point in points if (seed := point.values.get('seed', 0)) in begun
           and point.status == 'finished' and point.evaluations}
+
+
+def _origin(point: Made, start: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Rows of a point's prompts with the start's mean scores."""
+  rows = next(iter(point.evaluations.values()))
+  gold, proxy = (np.broadcast_to(np.asarray(start['baseline'].get(name), float), len(rows))
+                 for name in ('gold', 'proxy'))
+  return [row | {'kl': 0.0, 'proxy': float(proxy[index]), 'judgement': row['judgement'] and {
+    'score': float(gold[index])}} for index, row in enumerate(rows)]
 
 
 def _groups(points: Sequence[Made]) -> list[list[Made]]:

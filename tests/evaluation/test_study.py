@@ -166,6 +166,15 @@ def test_a_penalty_that_only_stops_early_has_nothing_more_at_the_same_kl():
   assert one['gap']['mean'] == pytest.approx(0, abs=1e-9)
 
 
+def test_what_the_first_evaluation_was_beyond_is_between_it_and_the_start():
+  """By hand: 0.1 at the start, 3.1 at d = 2, so 1.6 at d = 1, where the other has 2."""
+  rows = lambda gold, d: [row(gold=gold, proxy=0.0, kl=d * d) for _ in range(PROMPTS)]
+  points = [made(f'{beta}-{seed}', seed, kl_coef=beta, evaluations={1: rows(gold, d)})
+            for beta, gold, d in ((0.0, 3.1, 2.0), (0.1, 2.0, 1.0)) for seed in (0, 1)]
+  one, = study.summary(points, {'sft': START})['same_kl']
+  assert one['gold']['mean'] == pytest.approx(2 - 1.6) and one['gold']['d'] == 1
+
+
 def test_the_recommended_is_paired_with_the_others():
   points = [curve(beta, seed, far) for beta, far in ((0.0, 4.0), (0.1, 2.0)) for seed in (0, 1)]
   told = study.summary(points, {'sft': START})
