@@ -56,6 +56,12 @@ def two_way(values: np.ndarray, share: bool = False
   return mean, [low, high]
 
 
+def of_shares(values: np.ndarray) -> tuple[float | None, list[float] | None]:
+  """`two_way` of differences between shares: the ends stay within −1 and 1."""
+  mean, ends = two_way(values)
+  return mean, ends and [max(ends[0], -1.0), min(ends[1], 1.0)]
+
+
 def redrawn(estimate: float, over_seeds: np.ndarray, seeds: int, over_prompts: np.ndarray,
             prompts: int) -> list[float] | None:
   """95 % interval of an estimate that is no mean, from its spread under redraws.

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evaluation import compared, judged, overoptimization
-from rlhf_jax.evaluation.intervals import two_way
+from rlhf_jax.evaluation.intervals import of_shares, two_way
 
 LAST = 0.25  # share of a run's updates that health is judged by
 # What a healthy run keeps. The first minibatch's ratio is 1 but for rounding, bfloat16's included;
@@ -201,8 +201,8 @@ def paired(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any
       continue
     for other, rival in zip(variants, groups, strict=True):
       own, theirs = _seeds(group, starts), _seeds(rival, starts)
-      told = {name: compared.at_the_end(own, theirs, BY_PROMPT[name], two_way)
-              for name in ('gold', 'win_rate')}
+      told = {name: compared.at_the_end(own, theirs, BY_PROMPT[name], interval)
+              for name, interval in (('gold', two_way), ('win_rate', of_shares))}
       if other is not one and (top or other['family'] == one['family']) and any(told.values()):
         found.append({'label': one['label'], 'against': other['label']} | told)
   return found

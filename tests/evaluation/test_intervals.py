@@ -67,6 +67,14 @@ def test_shares_stay_within_0_and_1():
   assert intervals.two_way(np.zeros((3, 30))) == (0.0, [0.0, 0.0])
 
 
+def test_differences_of_shares_stay_within_1():
+  values = np.array([[1.0, 0.5], [0.0, -0.5]])
+  assert intervals.two_way(values)[1][1] > 1
+  assert intervals.of_shares(values) == (0.25, [-1.0, 1.0])
+  assert intervals.of_shares(np.full((1, 1), 0.5)) == (0.5, None)
+  assert intervals.of_shares(np.full((2, 2), np.nan)) == (None, None)
+
+
 def test_an_estimate_from_redraws_of_three_seeds_is_the_t_of_three():
   """The mean of seeds as an estimate: redraws vary two thirds as much as new seeds."""
   dice = np.random.default_rng(3)

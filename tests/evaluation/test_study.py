@@ -183,6 +183,12 @@ def test_the_recommended_is_paired_with_the_others():
   assert (other['label'], other['against']) == ('β 0, no ptx', 'β 0.1, no ptx')
   assert other['gold']['mean'] == pytest.approx(-1) and other['gold']['low'] == pytest.approx(-1)
   assert other['win_rate']['mean'] == pytest.approx(0.2)
+  wins = (1, 1, 1), (1, 0, 0.5), (0, 0, 0), (1, 0, 0)  # of both seeds of both
+  few = [dataclasses.replace(point, evaluations={9: [row(win=win) for win in some]})
+         for point, some in zip(points, wins, strict=True)]
+  other, = study.summary(few, {'sft': START})['paired']
+  assert other['win_rate'] == {'mean': pytest.approx(3.5 / 6), 'low': -1, 'high': 1, 'n': 6,
+                               'seeds': 2}
 
 
 def test_families_are_compared_at_one_distance():
