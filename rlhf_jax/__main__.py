@@ -155,7 +155,7 @@ def _sweep(options: argparse.Namespace, overridden: list[tuple[str, str]],
   points = grid.points(experiment)
   grid.check_overrides(experiment, [path for path, _ in overridden])
   if options.list:
-    print('\n'.join(points))
+    print('\n'.join(grid.wanted(experiment, points, options.point)))
     return 0
   if options.workdir is None:
     raise BadInput('sweep: the following arguments are required: --workdir')

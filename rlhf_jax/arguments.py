@@ -181,7 +181,7 @@ def _sweep_options(commands: Any) -> argparse.ArgumentParser:
   add('file', type=Path, nargs='?', metavar='FILE', help='an experiment file with a `sweep`')
   add('--workdir', type=paths.anywhere, metavar='DIR',
       help='where everything is written: a folder, or gs://BUCKET/FOLDER')
-  add('--list', action='store_true', help='name the points, one a line')
+  add('--list', action='store_true', help='name the points (of --point that one), one a line')
   add('--point', default='', metavar='NAME', help='make this point alone, and what it rests on')
   add('--data', type=paths.local_folder, metavar='DIR', help='as in `run`')
   add('--skip-bad-rows', action='store_true', help='as in `run`')

@@ -51,7 +51,8 @@ def ratio_interval(
   Args:
     numerators: one number a prompt, say the pairs ordered alike.
     denominators: one number a prompt, say the pairs; None: 1 each, and the ratio is a mean.
-  Returns: (ratio, [low, high]); (None, None) where the denominators sum to 0.
+  Returns: (ratio, [low, high]); no interval where a single prompt counts: redrawn, it would always
+    be the same; (None, None) where the denominators sum to 0.
   """
   above = np.asarray(numerators, np.float64)
   below = np.ones_like(above) if denominators is None else np.asarray(denominators, np.float64)
@@ -60,8 +61,8 @@ def ratio_interval(
       f'one numerator and one denominator a prompt, not {above.shape} and {below.shape}'
     )
   above, below = above[below > 0], below[below > 0]
-  if not above.size:
-    return None, None
+  if above.size < 2:
+    return (float(above[0] / below[0]) if above.size else None), None
   ratios = np.concatenate([(counts @ above) / (counts @ below)
                            for counts in _resamples(above.size)])
   low, high = np.quantile(ratios, [0.025, 0.975])

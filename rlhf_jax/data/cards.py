@@ -144,8 +144,8 @@ def _quantiles(found: Mapping[str, int]) -> str:
 def _agreement(told: Mapping[str, Any]) -> str:
   if told['agreement'] is None:
     return ', no two of them on the same pair'
-  low, high = told['agreement_ci']
-  return (f' agree on {told["agreement"]:.1%} (95 %: {low:.1%} to {high:.1%}) of {told["pairs"]} '
+  ends = ' (95 %: {:.1%} to {:.1%})'.format(*told['agreement_ci']) if told['agreement_ci'] else ''
+  return (f' agree on {told["agreement"]:.1%}{ends} of {told["pairs"]} '
           f'pairs that two of them ordered, {told["prompts"]} prompts')
 
 

@@ -2,9 +2,9 @@
 
 In: a policy's parameters; the prompts, references and judge that every policy of the sweep meets.
 Out: (metrics, rows), rows as in evaluations/STEP.jsonl of any run. A metric NAME comes with
-NAME_low and NAME_high, its 95 % interval by bootstrap over prompts, and a rate with NAME_n, the
-responses to which it applies. What an update measures on its rollouts too begins with
-`evaluation_` here. Left out: when to measure (runtime/sweep.py).
+NAME_low and NAME_high, its 95 % interval by bootstrap over prompts (which a mean of one prompt has
+not), and a rate with NAME_n, the responses to which it applies. What an update measures on its
+rollouts too begins with `evaluation_` here. Left out: when to measure (runtime/sweep.py).
 """
 
 import dataclasses
@@ -124,11 +124,10 @@ def _divergence(fixed: Fixed, params: Any, found: Sequence[responses.Response]
 
 
 def _told(name: str, value: float | None, interval: Sequence[float] | None) -> dict[str, float]:
-  """{NAME, NAME_low, NAME_high}; nothing where there is nothing to tell."""
-  if value is None:
-    return {}
-  low, high = interval or (value, value)
-  return {name: float(value), f'{name}_low': float(low), f'{name}_high': float(high)}
+  """{NAME, NAME_low, NAME_high}, what there is of them."""
+  ends = zip((f'{name}_low', f'{name}_high'), interval or (), strict=False)
+  told = {name: value, **dict(ends)}
+  return {key: float(one) for key, one in told.items() if one is not None}
 
 
 def _means(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

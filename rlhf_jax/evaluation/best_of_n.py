@@ -57,8 +57,8 @@ def sizes(largest: int) -> list[int]:
 
 def table(measures: Mapping[str, np.ndarray], proxies: np.ndarray) -> list[dict[str, Any]]:
   """One row for each n: 'n', 'kl', and for every measure NAME by the unbiased estimator, with
-  NAME_low and NAME_high (95 %, bootstrap over prompts) and NAME_plain from the first n samples;
-  NAME_gain, NAME_gain_low and NAME_gain_high are above one sample, prompt by prompt.
+  NAME_low and NAME_high (95 %, bootstrap over prompts; None of one) and NAME_plain from the first n
+  samples; NAME_gain, NAME_gain_low and NAME_gain_high are above one sample, prompt by prompt.
 
   Args:
     measures: name -> [P, N].
@@ -69,10 +69,10 @@ def table(measures: Mapping[str, np.ndarray], proxies: np.ndarray) -> list[dict[
     row: dict[str, Any] = {'n': n, 'kl': divergence(n)}
     for name, values in measures.items():
       chosen = unbiased(values, proxies, n)
-      mean, interval = agreement.ratio_interval(chosen)
-      gain, ends = agreement.ratio_interval(chosen - unbiased(values, proxies, 1))
-      row |= {name: mean, f'{name}_low': interval[0], f'{name}_high': interval[1],
-              f'{name}_plain': float(plain(values, proxies, n).mean()), f'{name}_gain': gain,
-              f'{name}_gain_low': ends[0], f'{name}_gain_high': ends[1]}
+      row[f'{name}_plain'] = float(plain(values, proxies, n).mean())
+      gained = chosen - unbiased(values, proxies, 1)
+      for key, told in ((name, chosen), (f'{name}_gain', gained)):
+        row[key], ends = agreement.ratio_interval(told)
+        row[f'{key}_low'], row[f'{key}_high'] = ends or (None, None)
     rows.append(row)
   return rows

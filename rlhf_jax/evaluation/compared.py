@@ -30,7 +30,7 @@ def at_the_end(one: Seeds, other: Seeds, value: Value, interval: Interval
 
   None too where they did not meet the same prompts.
   """
-  if _prompts(one) != _prompts(other):
+  if prompts(one) != prompts(other):
     return None
   last = lambda seeds, seed: numbers(seeds[seed][max(seeds[seed])], value)
   return told([last(one, seed) - last(other, seed) for seed in one if seed in other], interval)
@@ -43,7 +43,7 @@ def at_the_same_kl(one: Seeds, other: Seeds, kl: Value, value: Value, interval: 
   `other`'s number for a prompt is linear in √KL between the two evaluations around that distance.
   Seeds whose `other` never came so far are left out; 'd' is the mean distance of the rest.
   """
-  if _prompts(one) != _prompts(other):
+  if prompts(one) != prompts(other):
     return None
   differences, distances = [], []
   for seed in one:
@@ -71,20 +71,25 @@ def at_a_distance(seeds: Seeds, distance: float, kl: Value, value: Value) -> dic
 
 
 def told(differences: Sequence[np.ndarray], interval: Interval) -> dict[str, Any] | None:
-  """{'mean', 'low', 'high', 'n', 'seeds'} of [prompts] a seed; None where there is none."""
+  """{'mean', 'low', 'high', 'n', 'seeds'} of [prompts] a seed, no ends of a single number; None
+  where there is none.
+  """
   if not differences:
     return None
   stacked = np.array(differences)
   mean, ends = interval(stacked)
   if mean is None:
     return None
-  return {'mean': mean, 'low': ends[0], 'high': ends[1], 'n': int(np.isfinite(stacked).sum()),
+  low, high = ends or (None, None)
+  return {'mean': mean, 'low': low, 'high': high, 'n': int(np.isfinite(stacked).sum()),
           'seeds': len(differences)}
 
 
-def _prompts(seeds: Seeds) -> set[int]:
-  """How many prompts its evaluations hold: one number, in a sweep."""
-  return {len(rows) for path in seeds.values() for rows in path.values()}
+def prompts(seeds: Seeds) -> set[tuple[Any, ...]]:
+  """The prompts that its evaluations met, by their ids: one tuple, in a sweep. Where lengths differ
+  so may the prompts that fit, and as many are not the same.
+  """
+  return {tuple(row.get('id') for row in rows) for path in seeds.values() for rows in path.values()}
 
 
 def _distance(rows: Rows, kl: Value) -> float:

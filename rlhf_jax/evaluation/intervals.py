@@ -5,22 +5,10 @@ Redrawing three seeds with replacement gives little more than their lowest and h
 the truth in three quarters of cases; t counts how few they are. Left out: seeds inside groups.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import scipy.stats
 
-from rlhf_jax.data import agreement
 from rlhf_jax.evaluation import winrate
-
-
-def over_prompts(numerators: Sequence[float], denominators: Sequence[float] | None = None
-                 ) -> tuple[float | None, list[float] | None]:
-  """`agreement.ratio_interval`, and no interval where a single prompt counts: redrawn, it would
-  always be the same."""
-  ratio, interval = agreement.ratio_interval(numerators, denominators)
-  counted = numerators if denominators is None else [one for one in denominators if one > 0]
-  return ratio, interval if len(counted) > 1 else None
 
 
 def two_way(values: np.ndarray, share: bool = False
@@ -29,20 +17,22 @@ def two_way(values: np.ndarray, share: bool = False
 
   Both are random effects, crossed: the mean's variance is (MS_seeds + MS_prompts − MS_rest) / n, of
   the mean squares of an analysis of variance, and its degrees of freedom are Satterthwaite's. Of
-  one seed, or one prompt, the other alone.
+  one seed, or one prompt, the other alone; of a single number that is no share, no interval.
 
   Args:
     values: [seeds, prompts], NaN where a prompt has none.
-    share: of a rate, whose ends stay within 0 and 1; where all values are 0 or all are 1 it has
-      Wilson's interval over prompts.
+    share: of a rate, whose ends stay within 0 and 1; where all values are alike it has Wilson's
+      interval over prompts.
   """
   there = np.isfinite(values)
   if not there.any():
     return None, None
   found = values[there]
   mean, count = float(found.mean()), found.size
-  if share and found.min() == found.max() and mean in (0.0, 1.0):
-    return winrate.rate([mean] * int(there.any(axis=0).sum()))
+  if share and found.min() == found.max():
+    return winrate.rate([float(found[0])] * int(there.any(axis=0).sum()))
+  if count == 1:
+    return mean, None
   effects, squares = np.where(there, mean, 0.0), []
   for axis in (1, 0):  # of seeds, of prompts
     sizes = there.sum(axis=axis, keepdims=True)
@@ -66,6 +56,12 @@ def two_way(values: np.ndarray, share: bool = False
   return mean, [low, high]
 
 
+def of_shares(values: np.ndarray) -> tuple[float | None, list[float] | None]:
+  """`two_way` of differences between shares: the ends stay within −1 and 1."""
+  mean, ends = two_way(values)
+  return mean, ends and [max(ends[0], -1.0), min(ends[1], 1.0)]
+
+
 def redrawn(estimate: float, over_seeds: np.ndarray, seeds: int, over_prompts: np.ndarray,
             prompts: int) -> list[float] | None:
   """95 % interval of an estimate that is no mean, from its spread under redraws.
@@ -73,13 +69,15 @@ def redrawn(estimate: float, over_seeds: np.ndarray, seeds: int, over_prompts: n
   Args:
     over_seeds, over_prompts: the estimate in resamples of seeds alone and of prompts alone; what is
       not finite is left out. A resample of n varies (n − 1) / n as much as n new ones would.
+
+  Returns: None of one seed and one prompt, or where the estimate is not finite.
   """
   parts = []
   for found, count in ((over_seeds, seeds), (over_prompts, prompts)):
     found = found[np.isfinite(found)]
     if count > 1 and found.size > 1:
       parts.append((float(found.var()) * count / (count - 1), count - 1))
-  return list(_ends(estimate, parts)) if np.isfinite(estimate) else None
+  return list(_ends(estimate, parts)) if parts and np.isfinite(estimate) else None
 
 
 def _ends(mean: float, parts: list[tuple[float, int]]) -> tuple[float, float]:

@@ -56,7 +56,8 @@ def fit(form: str, kl: np.ndarray, score: np.ndarray, seeds: Sequence[int]
   Returns:
     {'form', 'alpha', 'alpha_ci', 'beta', 'beta_ci', 'r2', 'points', 'prompts', 'seeds', 'peak',
     'farthest'}; None for fewer than LEAST points away from the start, or all at one distance.
-    R² is centred, None where all scores are alike. 'peak' is None or
+    Intervals are None of one seed and one prompt. R² is centred, None where all scores are alike.
+    'peak' is None or
     {'d', 'd_ci', 'score', 'score_ci', 'reached', 'share'}: an upper end is None where more than
     2.5 % of the resamples have no maximum, or one beyond all measure, 'reached' says whether d* was
     gone beyond, 'share' is that of the resamples, of seeds and prompts both, whose maximum was.
@@ -91,7 +92,7 @@ def fit(form: str, kl: np.ndarray, score: np.ndarray, seeds: Sequence[int]
 
 def gold_units(proxies: np.ndarray, gold: np.ndarray) -> float | None:
   """How many of the judge's units one of the reward model's is worth; None where its order is the
-  judge's reversed, if anything: then there is no common unit.
+  judge's reversed, if anything, or where a prompt has one sample: then no common unit is known.
 
   The factor c for which σ(c·(r_a − r_b)) predicts σ(g_a − g_b) best in cross-entropy, on pairs of
   samples of the start (Gao et al. 2022 rescale their proxies so).
@@ -102,7 +103,9 @@ def gold_units(proxies: np.ndarray, gold: np.ndarray) -> float | None:
   even = proxies.shape[1] // 2 * 2
   pairs = [np.ravel(values[:, 0:even:2] - values[:, 1:even:2]) for values in (proxies, gold)]
   reward, wanted = pairs[0], 1 / (1 + np.exp(-pairs[1]))
-  if not reward.size or not np.any(reward):
+  if not reward.size:
+    return None
+  if not np.any(reward):
     return 1.0
   loss = lambda c: np.mean(np.logaddexp(0, c * reward) - wanted * c * reward)
   found = float(scipy.optimize.minimize_scalar(loss).x)
@@ -178,7 +181,9 @@ def _peak(form: str, alpha: float, beta: float, found: Mapping[str, Any], told: 
     log = lambda alphas, betas, index=index: np.log(_places(form, alphas, betas)[index])
     logs = told(np.log(here[index]), log)
     turn = np.isfinite(places).mean() > 0.975
-    if turn and logs[1] - logs[0] < 2 * np.log(WIDE):
+    if turn and logs is None:  # nothing that could be redrawn
+      ends.append(None)
+    elif turn and logs[1] - logs[0] < 2 * np.log(WIDE):
       ends.append([float(np.exp(end)) for end in logs])
     else:  # where some never turn, or nearly so, no variance tells anything
       some = both[~np.isnan(both)]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.data import agreement, records
-from rlhf_jax.evaluation import intervals, judged, reward_accuracy, text_statistics, winrate
+from rlhf_jax.evaluation import judged, reward_accuracy, text_statistics, winrate
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -34,7 +34,7 @@ def model_entry(rows: Rows, against: str) -> dict[str, Any]:
     ('kl', _present(rows, 'kl')),
     ('response_length', _present(rows, 'length')),
   ):
-    entry[name], entry[f'{name}_ci'] = intervals.over_prompts(values)
+    entry[name], entry[f'{name}_ci'] = agreement.ratio_interval(values)
   entry['eos_rate'], entry['eos_rate_ci'] = winrate.rate([float(row['ended']) for row in rows])
   rates = judged.rates(rows)
   for name in (*judged.RATES.values(), *rates):
@@ -64,10 +64,10 @@ def loss_entry(
     losses, baseline: (nats a token, tokens) of the same parts of a text.
   """
   sums = [mean * tokens for mean, tokens in losses]
-  loss, interval = intervals.over_prompts(sums, [tokens for _, tokens in losses])
+  loss, interval = agreement.ratio_interval(sums, [tokens for _, tokens in losses])
   change = bounds = None
   if losses and [tokens for _, tokens in losses] == [tokens for _, tokens in baseline]:
-    ratio, ends = intervals.over_prompts(sums, [mean * tokens for mean, tokens in baseline])
+    ratio, ends = agreement.ratio_interval(sums, [mean * tokens for mean, tokens in baseline])
     change, bounds = ratio - 1, ends and [end - 1 for end in ends]
   return {'pretraining_loss': loss, 'pretraining_loss_ci': interval,
           'pretraining_loss_change': change, 'pretraining_loss_change_ci': bounds}
@@ -153,7 +153,7 @@ def _present(rows: Rows, name: str) -> list[float]:
 
 
 def _category(rows: Rows, against: str) -> dict[str, Any]:
-  gold, interval = intervals.over_prompts(
+  gold, interval = agreement.ratio_interval(
     [row['judgement']['score'] for row in rows if row['judgement']]
   )
   return {

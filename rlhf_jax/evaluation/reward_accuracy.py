@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from rlhf_jax.evaluation import intervals
+from rlhf_jax.data import agreement
 
 BINS = 10
 
@@ -35,7 +35,7 @@ def accuracy(differences: Sequence[np.ndarray]) -> dict[str, Any]:
   """
   right = [float(np.sum(one > 0) + 0.5 * np.sum(one == 0)) for one in differences]
   pairs = [one.size for one in differences]
-  share, interval = intervals.over_prompts(right, pairs)
+  share, interval = agreement.ratio_interval(right, pairs)
   return {
     'accuracy': share,
     'accuracy_ci': interval,

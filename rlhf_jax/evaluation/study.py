@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from rlhf_jax.evaluation import compared, judged, overoptimization
-from rlhf_jax.evaluation.intervals import two_way
+from rlhf_jax.evaluation.intervals import of_shares, two_way
 
 LAST = 0.25  # share of a run's updates that health is judged by
 # What a healthy run keeps. The first minibatch's ratio is 1 but for rounding, bfloat16's included;
@@ -201,8 +201,8 @@ def paired(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, Any
       continue
     for other, rival in zip(variants, groups, strict=True):
       own, theirs = _seeds(group, starts), _seeds(rival, starts)
-      told = {name: compared.at_the_end(own, theirs, BY_PROMPT[name], two_way)
-              for name in ('gold', 'win_rate')}
+      told = {name: compared.at_the_end(own, theirs, BY_PROMPT[name], interval)
+              for name, interval in (('gold', two_way), ('win_rate', of_shares))}
       if other is not one and (top or other['family'] == one['family']) and any(told.values()):
         found.append({'label': one['label'], 'against': other['label']} | told)
   return found
@@ -225,7 +225,8 @@ def same_kl(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[str, An
       continue
     own, other_ = _seeds(group, starts), _seeds(rival, starts)
     values = {'gold': BY_PROMPT['gold'], 'gap': lambda row: (
-      None if row['judgement'] is None else row['proxy'] - row['judgement']['score'])}
+      None if None in (row['judgement'], row['proxy'])
+      else row['proxy'] - row['judgement']['score'])}
     told = {name: compared.at_the_same_kl(own, other_, BY_PROMPT['kl'], value, two_way)
             for name, value in values.items()}
     if told['gold']:
@@ -241,7 +242,7 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
   So reward models are compared, or coefficients of the pretraining gradient. The distances are the
   farthest that every seed of all reached, and half of it. Gains are over the start and in the
   judge's units; 'gap' is what the reward model's has above the judge's. 'more' and 'wider' are what
-  the judge's gain and the gap have above the first's.
+  the judge's gain and the gap have above the first's, None where that met other prompts.
   """
   betas: dict[str, dict[float, tuple[Mapping[str, Any], Sequence[Made]]]] = {}
   for one, group in zip(variants, groups, strict=True):
@@ -253,6 +254,7 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
   told = [(one, _seeds(group, starts), _begun(group, starts))
           for one, group in (some[min(common)] for some in betas.values())]
   farthest = min(compared.reach(seeds, BY_PROMPT['kl']) for _, seeds, _ in told)
+  met = compared.prompts(told[0][1])
   found = []
   for distance in (farthest / 2, farthest):
     first: dict[str, dict[int, np.ndarray]] = {}
@@ -265,8 +267,8 @@ def same_distance(groups: Sequence[Sequence[Made]], variants: Sequence[Mapping[s
             begun[seed]['baseline'][name], float) for seed, values in there.items()}
       gains['gap'] = {seed: gains['proxy'][seed] - gold for seed, gold in gains['gold'].items()}
       above = {name: [values - first[name][seed] for seed, values in gains[name].items()
-                      if seed in first[name] and first[name][seed].shape == values.shape]
-               for name in ('gold', 'gap') if first}
+                      if seed in first[name]]
+               for name in ('gold', 'gap') if first and compared.prompts(seeds) == met}
       first = first or gains
       right = [start['metrics']['reward_accuracy'] for start in begun.values()
                if start['metrics'].get('reward_accuracy') is not None]
@@ -294,20 +296,33 @@ def _begun(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]
 
 def _seeds(points: Sequence[Made], starts: Mapping[str, Mapping[str, Any]]
            ) -> dict[int, Mapping[int, Sequence[Mapping[str, Any]]]]:
-  """Evaluations of the finished points by their seed, 'proxy' in the judge's units."""
+  """Evaluations of the finished points by their seed, 'proxy' in the judge's units; step 0 is the
+  start, at no distance from itself.
+  """
   begun = _begun(points, starts)
-  scaled = lambda seed, rows: [row | {'proxy': _unit(begun[seed]) * row['proxy']} for row in rows]
-  return {seed: {step: scaled(seed, rows) for step, rows in point.evaluations.items()}
+  scaled = lambda seed, rows: [row | {
+    'proxy': None if row['proxy'] is None else _unit(begun[seed]) * row['proxy']} for row in rows]
+  return {seed: {step: scaled(seed, rows) for step, rows in (
+    (0, _origin(point, begun[seed])), *point.evaluations.items())}
           for point in points if (seed := point.values.get('seed', 0)) in begun
           and point.status == 'finished' and point.evaluations}
 
 
+def _origin(point: Made, start: Mapping[str, Any]) -> list[dict[str, Any]]:
+  """Rows of a point's prompts with the start's mean scores."""
+  rows = next(iter(point.evaluations.values()))
+  gold, proxy = (np.broadcast_to(np.asarray(start['baseline'].get(name), float), len(rows))
+                 for name in ('gold', 'proxy'))
+  return [row | {'kl': 0.0, 'proxy': float(proxy[index]), 'judgement': row['judgement'] and {
+    'score': float(gold[index])}} for index, row in enumerate(rows)]
+
+
 def _groups(points: Sequence[Made]) -> list[list[Made]]:
   """Points that differ by seed alone, together, in the order in which they first come."""
-  groups: dict[str, list[Made]] = {}
+  groups: dict[tuple[Any, ...], list[Made]] = {}
   for point in points:
-    key = repr([(field, value) for field, value in point.values.items()
-                if field not in NOT_A_VARIANT])
+    key = tuple((field, value) for field, value in point.values.items()  # 1 is 1.0
+                if field not in NOT_A_VARIANT)
     groups.setdefault(key, []).append(point)
   return list(groups.values())
 
@@ -334,7 +349,8 @@ def _measures(points: Sequence[Made], start: Mapping[str, Any]) -> dict[str, Any
     found = _matrix(rows, value)
     mean, interval = two_way(found, share=name.endswith('_rate'))
     if mean is not None:
-      told[name] = {'mean': mean, 'low': interval[0], 'high': interval[1],
+      low, high = interval or (None, None)
+      told[name] = {'mean': mean, 'low': low, 'high': high,
                     'n': int(np.isfinite(found).sum()),
                     'over': 'seeds and prompts' if len(points) > 1 else 'prompts'}
   for name in WHOLE:

@@ -19,18 +19,18 @@ def win(rank: float, other: float) -> float:
 def rate(values: Sequence[float]) -> tuple[float | None, list[float] | None]:
   """Mean of numbers in [0, 1], one a prompt, and its 95 % interval: (mean, [low, high]).
 
-  A percentile bootstrap over prompts; where all numbers are 0, all are 1 or there is one, it would
-  have no width, and the interval is Wilson's (1927): up from n / (n + z²), or down from
-  z² / (n + z²); of one tie ½ ± z √(1 + z²) / 2(1 + z²).
+  A percentile bootstrap over prompts; where all numbers are alike (0, 1 or ties) it would have no
+  width, and the interval is Wilson's (1927): up from n / (n + z²), or down from z² / (n + z²); of n
+  ties ½ ± z √(n + z²) / 2(n + z²).
   """
   mean, interval = ratio_interval(values)
   if mean in (0, 1):
     edge = 1.959964**2 / (len(values) + 1.959964**2)
     interval = [0.0, edge] if mean == 0 else [1 - edge, 1.0]
-  elif len(values) == 1:
-    z, share = 1.959964, values[0]
-    middle = (share + z * z / 2) / (1 + z * z)
-    half = z / (1 + z * z) * math.sqrt(share * (1 - share) + z * z / 4)
+  elif mean is not None and min(values) == max(values):
+    z, n, share = 1.959964, len(values), values[0]
+    middle = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     interval = [middle - half, middle + half]
   return mean, interval
 

@@ -77,7 +77,8 @@ def read(workdir: pathlib.Path, without: Collection[str] = ()) -> Contents:
     if path.parent.name in without:
       continue
     described = read_json(path, left_out)
-    if 'kind' in described:
+    # A point of a sweep, maybe of one that has other values by now, is no run of a page.
+    if 'kind' in described and 'measured' not in (described.get('parents') or {}):
       runs[path.parent.name] = _run(path.parent, described, left_out)
   cards = {path.parent.relative_to(workdir / 'data').as_posix(): read_json(path, left_out)
            for path in sorted((workdir / 'data').glob('*/card.json'))}

@@ -68,7 +68,8 @@ def win_rates(entries: Mapping[str, Mapping[str, Any]], against: str) -> str:
     entries: model -> {'mean', 'low', 'high', 'n'}.
   """
   names = [name for name, entry in entries.items() if entry.get('mean') is not None][::-1]
-  figure = blank(7.2, 0.42 * len(names) + 0.8)
+  longest = max(map(len, names), default=0)
+  figure = blank(7.2 + max(0, longest - 30) * 0.075, 0.42 * len(names) + 0.8)
   axes = figure.subplots()
   for row, name in enumerate(names):
     entry = entries[name]
@@ -169,8 +170,17 @@ def gold_over_kl(entries: Mapping[str, Mapping[str, Any]]) -> str:
         color=colour, markersize=5, linewidth=1.1)
     axes.set(xlabel='KL from the reference, nats', title=title)
   if found:
-    figure.legend(found.values(), found.keys(), loc='outside lower center', ncols=5, fontsize=8)
+    legend_below(figure, found)
   return figure, 'Scores over KL'
+
+
+def legend_below(figure: matplotlib.figure.Figure, found: Mapping[str, Any]) -> None:
+  """A legend of handles by name below all axes, of as many columns as there is room for."""
+  size = 7.5
+  column = 0.62 * size * max(map(len, found)) + 40  # points, with handle and gap
+  room = int(72 * figure.get_figwidth() / column)
+  figure.legend(found.values(), found.keys(), loc='outside lower center', fontsize=size,
+                ncols=max(1, min(len(found), room, 5)))
 
 
 @styled

@@ -1,6 +1,11 @@
 for (const table of document.querySelectorAll('table.sortable')) {
   const heads = [...table.rows[0].cells];
-  const value = (row, i) => { const cell = row.cells[i], v = cell.dataset.v ?? cell.textContent.trim(); return v === '' || v === 'None' ? NaN : isNaN(v) ? v : +v; };
+  const value = (row, i) => {
+    const cell = row.cells[i], v = cell.dataset.v ?? cell.textContent.trim();
+    if (v === '' || v === 'None' || v === '–') return NaN;
+    const n = v.replace(/\u202f/g, '').replace('−', '-');  // as numbers are written for people
+    return heads[i].classList.contains('n') ? parseFloat(n) : isNaN(n) ? v : +n;
+  };
   heads.forEach((head, i) => {
     head.tabIndex = 0;
     const sort = () => {

@@ -12,6 +12,7 @@ from typing import Any
 
 import jinja2
 import markupsafe
+import pyarrow
 import pyarrow.parquet
 
 from rlhf_jax.data import store
@@ -37,8 +38,9 @@ TRAINING = {'kl': 'KL of the rollouts, nats', 'score': 'reward-model score',
 
 
 def is_sweep(workdir: pathlib.Path) -> bool:
-  """Whether a workdir is that of a sweep which has come to its tables."""
-  return (workdir / 'summary.json').is_file() and (workdir / 'sweep.parquet').is_file()
+  """Whether a workdir is that of a sweep which has come to its tables, and they can be read."""
+  return 'variants' in contents.read_json(workdir / 'summary.json', []) and (
+    workdir / 'sweep.parquet').is_file()
 
 
 def points(workdir: pathlib.Path) -> list[str]:
@@ -67,9 +69,7 @@ def page(workdir: pathlib.Path, environment: jinja2.Environment) -> str:
   left_out: list[str] = []
   told = contents.read_json(workdir / 'summary.json', left_out)
   variants = [one for one in told['variants'] if one['finished']]
-  with (workdir / 'sweep.parquet').open('rb') as file:
-    table = pyarrow.parquet.read_table(file)
-  drawn = _figures(told, variants, table)
+  drawn = _figures(told, variants, _table(workdir / 'sweep.parquet', left_out))
   for name, (svg, rows) in drawn.items():
     store.write(workdir / 'figures' / f'{name}.svg', standalone(svg))
     store.write(workdir / 'figures' / f'{name}.csv', as_csv(rows))
@@ -79,7 +79,23 @@ def page(workdir: pathlib.Path, environment: jinja2.Environment) -> str:
     panels={name: title for name, title in PANELS.items()
             if any(name in one['measures'] for one in variants)},
     rates=RATES, start=_start(told, variants), samples=_samples(workdir, told, variants, left_out),
-    rests_on=(workdir / 'runs.html').is_file(), left_out=left_out)
+    rests_on=(workdir / 'runs.html').is_file(), new=_new(workdir, told),
+    left_out=[text.removeprefix(f'{workdir}/') for text in left_out])
+
+
+def _table(path: pathlib.Path, left_out: list[str]) -> pyarrow.Table:
+  try:
+    with path.open('rb') as file:
+      return pyarrow.parquet.read_table(file)
+  except (pyarrow.ArrowException, OSError) as error:
+    left_out.append(f'{path}: is not Parquet ({error})')
+    return pyarrow.table({'point': [], 'step': []})
+
+
+def _new(workdir: pathlib.Path, told: Mapping[str, Any]) -> list[str]:
+  """The points that a sweep has got since its tables were made."""
+  runs = contents.read_json(workdir / 'sweep.json', []).get('runs') or {}
+  return [name for name in runs if name not in told['points']]
 
 
 def standalone(svg: str) -> str:
@@ -212,5 +228,6 @@ def _samples(workdir: pathlib.Path, told: Mapping[str, Any], variants: Sequence[
       workdir / point / 'evaluations' / f'{step}.jsonl', left_out)
   rows = [list(row) for row in zip(*columns.values(), strict=False)]
   return {'names': list(columns), 'rows': rows[:SAMPLES], 'highest': {
-    name: sorted(answers, key=lambda row: -row['proxy'])[:HIGHEST]
+    name: sorted((row for row in answers if row['proxy'] is not None),
+                 key=lambda row: -row['proxy'])[:HIGHEST]
     for name, answers in columns.items()}}

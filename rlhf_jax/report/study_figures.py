@@ -14,7 +14,7 @@ import matplotlib.colors
 import matplotlib.figure
 import numpy as np
 
-from rlhf_jax.report.figures import COLOURS, INK, blank, styled
+from rlhf_jax.report.figures import COLOURS, INK, blank, legend_below, styled
 
 COLUMNS = 4  # small multiples in a row
 Variant = Mapping[str, Any]
@@ -101,7 +101,8 @@ def _best_of_n(axes: matplotlib.axes.Axes, start: Mapping[str, Any] | None, name
   d = np.sqrt([row['kl'] for row in rows])
   middle = scale * np.array([row[name] - rows[0][name] for row in rows])
   bars = None
-  if f'{name}_gain_low' in rows[0]:  # a sweep of before 2026-11-30 has none
+  # Of one prompt there are none, nor in a sweep of before 2026-11-30.
+  if rows[0].get(f'{name}_gain_low') is not None:
     low, high = (scale * np.array([row[f'{name}_gain_{end}'] for row in rows])
                  for end in ('low', 'high'))
     bars = np.maximum([middle - low, high - middle], 0)
@@ -133,9 +134,9 @@ def against(variants: Sequence[Variant], field: str, panels: Mapping[str, str]
       told = [(one[field], one['measures'][measure]) for one in some if measure in one['measures']]
       if told:
         x, y = [value for value, _ in told], [m['mean'] for _, m in told]
-        spread = [[m['mean'] - m['low'] for _, m in told], [m['high'] - m['mean'] for _, m in told]]
-        axes.errorbar(x, y, yerr=np.maximum(spread, 0), color=shade, fmt='o-', markersize=3.5,
-                      linewidth=1.2, capsize=2, label=family or 'all')
+        arms = np.hstack([_arms(m) for _, m in told])
+        axes.errorbar(x, y, yerr=arms, color=shade, fmt='o-', markersize=3.5, linewidth=1.2,
+                      capsize=2, label=family or 'all')
     _coefficient(axes, [one[field] for one in variants])
     axes.set_title(title, loc='left')
     axes.set_xlabel({'beta': 'β', 'gamma': 'γ'}[field])
@@ -173,7 +174,9 @@ def _coefficient(axes: matplotlib.axes.Axes, values: Sequence[float]) -> None:
 @styled
 def tax(variants: Sequence[Variant]) -> tuple[matplotlib.figure.Figure, str]:
   """What is won against what the pretraining loss pays for it: a point for each variant."""
-  figure = blank(5.4, 3.5)
+  # The legend stands beside it and has a line for each.
+  longest = max(len(one['label']) for one in variants)
+  figure = blank(5.4 + max(0, longest - 20) * 0.06, max(3.5, 0.16 * len(variants) + 0.3))
   axes = figure.subplots()
   shades = colours(variants)
   for one in variants:
@@ -190,8 +193,12 @@ def tax(variants: Sequence[Variant]) -> tuple[matplotlib.figure.Figure, str]:
   return figure, 'Win rate against alignment tax'
 
 
-def _arms(one: Mapping[str, float]) -> np.ndarray:
-  """[2, 1]: how far the ends are from the mean; a mean of equal numbers may round past them."""
+def _arms(one: Mapping[str, Any]) -> np.ndarray:
+  """[2, 1]: how far the ends are from the mean; a mean of equal numbers may round past them. 0
+  where there are none.
+  """
+  if one['low'] is None:
+    return np.zeros((2, 1))
   return np.maximum([[one['mean'] - one['low']], [one['high'] - one['mean']]], 0.0)
 
 
@@ -233,5 +240,4 @@ def _legend(figure: matplotlib.figure.Figure, grid: np.ndarray) -> None:
     for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
       found.setdefault(label, handle)
   if len(found) > 1:
-    figure.legend(found.values(), found.keys(), loc='outside lower center', fontsize=7.5,
-                  ncols=min(len(found), 5))
+    legend_below(figure, found)

@@ -15,6 +15,7 @@ from rlhf_jax.runtime.metrics import PLAIN_SECONDS, clock, console
 
 # Column -> metrics it shows, the first that is there.
 COLUMNS = {'score': ('score',), 'gold': ('gold',), 'KL': ('kl',)}
+FRAME = 6  # lines of a table that are no row: head, borders, caption, and the cursor's
 
 
 @dataclasses.dataclass
@@ -49,7 +50,7 @@ class Board:
 
   def __exit__(self, *error: Any) -> None:
     if console.is_terminal:
-      self._refresh()
+      self._refresh(whole=True)
       self._live.stop()
 
   def ended(self, name: str, state: str) -> None:
@@ -91,11 +92,24 @@ class Board:
     return '  '.join([name, f'{row.step}/{row.steps}', *parts, f'{clock(row.left or 0)} left',
                       f'(point {done + 1} of {len(self._rows)}, all in {clock(self._left(pace))})'])
 
-  def _refresh(self) -> None:
+  def _near(self, count: int) -> list[str]:
+    """So many points, that or those at work among them; in their order."""
+    names = list(self._rows)
+    busy = [index for index, row in enumerate(self._rows.values()) if row.state == 'at work']
+    begun = [index for index, row in enumerate(self._rows.values()) if row.state]
+    middle = (busy or begun or [0])[-1]
+    first = max(0, min(middle - count // 2, len(names) - count))
+    return names[first:first + count]
+
+  def _refresh(self, whole: bool = False) -> None:
+    """The table anew: all points, or as many as a terminal has lines for."""
     if not self._live.is_started:
       return
-    table = rich.table.Table('point', 'step', *COLUMNS, 'left')
-    for name, row in self._rows.items():
+    shown = list(self._rows) if whole else self._near(max(console.height - FRAME, 1))
+    told = f'{len(shown)} of {len(self._rows)} points' if len(shown) < len(self._rows) else None
+    table = rich.table.Table('point', 'step', *COLUMNS, 'left', caption=told)
+    for name in shown:
+      row = self._rows[name]
       left = clock(row.left) if row.left is not None else row.state
       table.add_row(name, f'{row.step}/{row.steps}', *(
         f'{row.shown[column]:.3f}' if column in row.shown else '' for column in COLUMNS), left)

@@ -6,7 +6,9 @@ Left out: the work (sweep.py); grids that are not products of lists of values.
 """
 
 import dataclasses
+import hashlib
 import itertools
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -17,6 +19,7 @@ from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime.experiment import Experiment, near
 
 RESERVED = ('start', 'figures')  # folders of a sweep's workdir beside its points
+LONGEST = 255  # bytes of a folder's name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +65,39 @@ def points(experiment: Experiment) -> dict[str, Point]:
   return found
 
 
+def wanted(experiment: Experiment, points: Mapping[str, Point], only: str) -> dict[str, Point]:
+  """The point of that name, all where it is ''. Raises BadInput: there is none."""
+  if only and only not in points:
+    raise BadInput(f'{experiment.file}: the sweep has no point {only!r}{near(only, points)}')
+  return {only: points[only]} if only else dict(points)
+
+
+def measured(sweep: configs.Sweep, config: configs.PPO, hashes: Mapping[str, str]) -> list[str]:
+  """A hash of all that the samples of a point's start, and its evaluations, depend on: with whole
+  numbers written as floats first, then in the other ways that a file may write them.
+
+  Args:
+    hashes: of the runs and model folders that a point names.
+  """
+  same = dataclasses.asdict(sweep)
+  for field in ('base', 'grid', 'best_of', 'draw_of'):
+    same.pop(field)
+  found = []
+  for spacing in _spellings(sweep.spacing):
+    for temperature in _spellings(config.temperature):
+      of = [same | {'spacing': spacing}, hashes.get(config.policy, config.policy),
+            hashes.get(sweep.stand_in, ''), config.evaluation_size, config.judge,
+            config.prompt_length, config.prompt_cut, config.response_length, config.text_length,
+            temperature, [dataclasses.asdict(source) for source in config.evaluation_prompts]]
+      text = json.dumps(of, sort_keys=True)
+      found.append(hashlib.sha256(text.encode()).hexdigest()[:16])
+  return found
+
+
+def _spellings(number: float) -> list[float]:
+  return [float(number), *([int(number)] if float(number).is_integer() else [])]
+
+
 def check_overrides(experiment: Experiment, paths: Iterable[str]) -> None:
   """BadInput for a field of the base run that an option sets, and every grid again."""
   sweep = experiment.sweep
@@ -74,10 +110,10 @@ def check_overrides(experiment: Experiment, paths: Iterable[str]) -> None:
 
 def _check_draws(draw_of: Mapping[str, str], points: Mapping[str, Point], file: Any) -> None:
   """BadInput for two draws of one thing that no seed tells apart."""
-  known: dict[str, str] = {}
+  known: dict[tuple[Any, ...], str] = {}
   for name, point in points.items():
-    told = repr([draw_of.get(value, value) if isinstance(value, str) else value
-                 for value in point.values.values()])
+    told = tuple(draw_of.get(value, value) if isinstance(value, str) else value
+                 for value in point.values.values())
     if known.setdefault(told, name) != name:
       raise BadInput(f'{file}: sweep.draw_of: {known[told]!r} and {name!r} are draws of one thing '
                      'with one seed; expected a seed of its own for each draw')
@@ -89,7 +125,12 @@ def _check(experiment: Experiment) -> None:
   if not sweep.grid:
     raise BadInput(f"{file}: sweep.grid is empty; expected ({{'kl_coef': (0.0, 0.02)}},)")
   for grid in sweep.grid:
+    if not grid:
+      raise BadInput(f'{file}: sweep.grid holds a grid without a field; leave it out')
     for field, values in grid.items():
+      if not isinstance(field, str):
+        raise BadInput(f'{file}: sweep.grid has the key {field!r}; expected a field of '
+                       f'{sweep.base!r} in quotes')
       if not values:
         raise BadInput(f'{file}: sweep.grid: {field!r} has no values')
       odd = [value for value in values if not isinstance(value, str | bool | int | float)]
@@ -138,7 +179,10 @@ def _read(config: Any, field: str) -> Any:
 
 
 def _name(values: Mapping[str, Any]) -> str:
-  """'kl_coef_0.02-seed_1', fit for a folder on any file system."""
+  """'kl_coef_0.02-seed_1', fit for a folder on any file system: a long one ends in a hash."""
   shown = (f'{value:g}' if isinstance(value, float) else str(value) for value in values.values())
   joined = '-'.join(f'{field}_{value}' for field, value in zip(values, shown, strict=True))
-  return re.sub(r'[^A-Za-z0-9._+-]+', '_', joined)
+  name = re.sub(r'[^A-Za-z0-9._+-]+', '_', joined)
+  if len(name) > LONGEST:
+    name = f'{name[:LONGEST - 17]}-{hashlib.sha256(joined.encode()).hexdigest()[:16]}'
+  return name

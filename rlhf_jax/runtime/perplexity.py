@@ -14,8 +14,7 @@ import jax
 import numpy as np
 
 from rlhf_jax.configs import BadInput, Source
-from rlhf_jax.data import readers, sources, store
-from rlhf_jax.evaluation import intervals
+from rlhf_jax.data import agreement, readers, sources, store
 from rlhf_jax.model import experience
 from rlhf_jax.runtime.metrics import console
 from rlhf_jax.stages.stage import Parent
@@ -56,7 +55,7 @@ def perplexity(parent: Parent, texts: Sequence[str], batch: int = 16) -> Perplex
       found, mask = jax.device_get(losses(parent.params, rows))
       sums += [float(x) for x in np.sum(found, axis=1, where=mask, dtype=np.float64)]
   counts = [len(ids) - 1 for ids in kept]
-  nats, interval = intervals.over_prompts(sums[:len(kept)], counts)
+  nats, interval = agreement.ratio_interval(sums[:len(kept)], counts)
   return Perplexity(nats, interval, sum(counts), len(kept),
                     sum(len(ids) > parent.model.context for ids in whole))
 

@@ -12,7 +12,6 @@ Left out: several processes at one point; points side by side in one process (la
 """
 
 import dataclasses
-import hashlib
 import json
 import logging
 import math
@@ -62,11 +61,8 @@ def run(experiment: experiments.Experiment, place: Place,
       another configuration.
   """
   points = grid.points(experiment)
-  if only and only not in points:
-    raise BadInput(f'{experiment.file}: the sweep has no point {only!r}'
-                   f'{experiments.near(only, points)}')
+  wanted = grid.wanted(experiment, points, only)
   work = _Sweep(experiment, points, place, options)
-  wanted = {only: points[only]} if only else points
   work.prepare(list(wanted.values()))
   there = [name for name in wanted if (place.workdir / name / 'finished.json').exists()]
   with Board({name: point.config.updates for name, point in wanted.items()}, there) as board:
@@ -136,6 +132,7 @@ class _Sweep:
     self._parents: dict[str, Parent] = {}
     self._starts: dict[str, tuple[along.Fixed, start.Samples]] = {}
     self._scores: dict[str, along.Score] = {}
+    self._spelt: dict[str, str] = {}  # hash of how points are measured -> the workdir's for it
     self._broken: dict[str, str] = {}  # starts that could not be measured: why
 
   # ---- before the points
@@ -197,24 +194,21 @@ class _Sweep:
                               option=self.sweep.base, grid=tuple(point.values))
 
   def _measured(self, point: Point) -> str:
-    """A hash of all that the samples of a point's start, and its evaluations, depend on."""
-    sweep, config = self.sweep, point.config
-    same = dataclasses.asdict(sweep)
-    for field in ('base', 'grid', 'best_of', 'draw_of'):
-      same.pop(field)
-    of = [same, self.hashes.get(config.policy, config.policy),
-          self.hashes.get(sweep.stand_in, ''), config.evaluation_size, config.judge,
-          config.prompt_length, config.prompt_cut, config.response_length, config.text_length,
-          config.temperature, [dataclasses.asdict(source) for source in config.evaluation_prompts]]
-    return hashlib.sha256(json.dumps(of, sort_keys=True).encode()).hexdigest()[:16]
+    """How a point is measured, as grid.measured hashes it: the hash that the workdir has a start
+    of, if it has one, since 1 and 1.0 are the same.
+    """
+    first, *others = grid.measured(self.sweep, point.config, self.hashes)
+    if first not in self._spelt:
+      there = [one for one in (first, *others) if (
+        self.place.workdir / 'start' / _start_folder(point, one)).exists()]
+      self._spelt[first] = (there or [first])[0]
+    return self._spelt[first]
 
   # ---- the model they start from
 
   def start_of(self, point: Point) -> str:
     """'FOLDER/REWARD' below start/: whose samples, and which reward model chose among them."""
-    name = ''.join(c if c.isalnum() or c in '._-' else '_' for c in point.config.policy)
-    reward = ''.join(c if c.isalnum() or c in '._-' else '_' for c in point.config.reward)
-    return f'{name}-{self._measured(point)[:8]}/{reward}'
+    return f'{_start_folder(point, self._measured(point))}/{_file_name(point.config.reward)}'
 
   def started(self, point: Point) -> dict[str, Any] | None:
     """What was measured of a point's start; None if nothing was yet."""
@@ -374,6 +368,14 @@ class _Sweep:
       return along.measure(fixed, state.policy.params, score, samples.references, key)
 
     return dataclasses.replace(stage, init=init, evaluate=evaluate, evaluate_every=1)
+
+
+def _file_name(text: str) -> str:
+  return ''.join(c if c.isalnum() or c in '._-' else '_' for c in text)
+
+
+def _start_folder(point: Point, measured: str) -> str:
+  return f'{_file_name(point.config.policy)}-{measured[:8]}'
 
 
 def _why(error: Exception) -> tuple[str, str | None]:

@@ -39,14 +39,16 @@ def table(points: Sequence[study.Made], starts: Mapping[str, Mapping[str, Any]])
   """One row a point and step; step 0 is the start, measured as every step is.
 
   Columns: point, the sweep's fields, step, then every metric by name; null where a step has not
-  measured it.
+  measured it. A metric that is called as a field of the sweep, such as the coefficient that a step
+  went by, has 'update_' before its name, since it may be another number.
   """
   rows = []
+  fields = dict.fromkeys(field for point in points for field in point.values)
   for point in points:
     begun = {'step': 0} | starts[point.start]['metrics'] if point.start in starts else {}
     for row in [begun, *point.metrics] if begun else point.metrics:
-      rows.append({'point': point.name, **point.values, **row})
-  fields = dict.fromkeys(field for point in points for field in point.values)
+      rows.append({'point': point.name, **point.values} | {
+        f'update_{name}' if name in fields else name: value for name, value in row.items()})
   names = ['point', *fields, 'step']
   names += sorted({name for row in rows for name in row} - set(names))
   return pyarrow.table({name: _column(name, [row.get(name) for row in rows]) for name in names})

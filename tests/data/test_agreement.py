@@ -50,7 +50,7 @@ def test_only_labelers_that_count():
 def test_only_the_completions_that_both_saw_are_compared():
   rankings = [ranked('x', (1, 2, 3)), Ranking('p', ('d', 'b', 'a'), (1, 2, 3), labeler='y')]
   told = agreement.agreement(rankings)  # x: a before b, y: b before a; the rest one of them saw
-  assert told == {'agreement': 0, 'agreement_ci': [0, 0], 'pairs': 1, 'prompts': 1}
+  assert told == {'agreement': 0, 'agreement_ci': None, 'pairs': 1, 'prompts': 1}
   apart = [ranked('x', (1, 2, 3)), Ranking('p', ('d', 'e'), (1, 2), labeler='y')]
   assert agreement.agreement(apart) == {
     'agreement': None, 'agreement_ci': None, 'pairs': 0, 'prompts': 0}
@@ -122,6 +122,7 @@ def test_interval_is_the_same_every_time_and_refuses_other_shapes():
   agreement._few.cache_clear()
   assert agreement.ratio_interval([1, 0, 1, 1]) == first
   assert agreement.ratio_interval([]) == (None, None)
+  assert agreement.ratio_interval([3.0, 0.0], [4, 0]) == (0.75, None)  # one prompt counts
   assert agreement.ratio_interval([0.0, 0.0], [0, 0]) == (None, None)
   with pytest.raises(ValueError, match='one numerator'):
     agreement.ratio_interval([1, 2], [1])

@@ -82,6 +82,9 @@ def test_the_card_of_rankings(files):
     '2 customers',
     'use cases: chat 50.0%, none 33.3%, summarise 16.7%']
   assert cards.summary(card) == 'rankings: ' + '; '.join(cards.lines(card))
+  card['agreement'] |= {'agreement_ci': None, 'prompts': 1}
+  assert ('3 labelers agree on 75.0% of 4 pairs that two of them ordered, 1 prompts'
+          in cards.lines(card))
 
 
 def test_many_use_cases_are_not_all_named():

@@ -74,6 +74,13 @@ def test_table():
   assert rows[0]['gold_plain'] == pytest.approx(1 + proxies[:, 0].mean())
 
 
+def test_one_prompt_has_no_intervals():
+  last = best_of_n.table({'gold': DICE.normal(size=(1, 4))}, DICE.normal(size=(1, 4)))[-1]
+  assert last['gold_gain'] is not None
+  assert {last[f'{name}_{end}'] for name in ('gold', 'gold_gain') for end in ('low', 'high')} == {
+    None}
+
+
 def test_gains_are_paired():
   """Prompts that are hard for all n widen the score's interval, not the gain's."""
   proxies = DICE.normal(size=(100, 8))

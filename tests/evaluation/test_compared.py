@@ -48,6 +48,16 @@ def test_who_never_went_so_far_is_left_out():
   assert compared.at_the_end(one, fewer, GOLD, study.two_way) is None
 
 
+def test_other_prompts_are_not_compared():
+  """As many, of other lengths say: what they have in common does not cancel."""
+  path = lambda first: {step: [some | {'id': f'{first + i}'} for i, some in enumerate(
+    rows([1.0, 2.0], step))] for step in (1, 4)}
+  one, other = {0: path(0)}, {0: path(2)}
+  assert compared.at_the_end(one, other, GOLD, study.two_way) is None
+  assert compared.at_the_same_kl(one, other, KL, GOLD, study.two_way) is None
+  assert compared.at_the_end(one, {0: path(0)}, GOLD, study.two_way)['n'] == 2
+
+
 def test_nobody_judged():
   one = {0: {5: rows([None, None], 4)}}
   assert compared.at_the_end(one, one, GOLD, study.two_way) is None

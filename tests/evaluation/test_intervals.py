@@ -46,6 +46,18 @@ def test_what_is_missing_is_left_out():
   assert mean == pytest.approx(np.nanmean(values)) and low < mean < high
 
 
+def test_a_single_number_has_no_interval():
+  assert intervals.two_way(np.array([[0.3, np.nan]])) == (0.3, None)
+  assert intervals.redrawn(2.0, np.full(10, 2.0), 1, np.full(10, 2.0), 1) is None
+  _, (low, high) = intervals.two_way(np.array([[0.5]]), share=True)  # Wilson's
+  assert low < 0.1 and high > 0.9
+
+
+def test_ties_alone_have_a_width():
+  assert intervals.two_way(np.full((2, 10), 0.5), share=True)[1] == pytest.approx(
+    [.2366, .7634], abs=1e-4)
+
+
 def test_shares_stay_within_0_and_1():
   wins = np.zeros((3, 30))
   wins[0, :5] = 1.0
@@ -53,6 +65,14 @@ def test_shares_stay_within_0_and_1():
   assert low == 0 and 0 < high <= 1
   assert intervals.two_way(wins)[1][0] < 0  # a difference
   assert intervals.two_way(np.zeros((3, 30))) == (0.0, [0.0, 0.0])
+
+
+def test_differences_of_shares_stay_within_1():
+  values = np.array([[1.0, 0.5], [0.0, -0.5]])
+  assert intervals.two_way(values)[1][1] > 1
+  assert intervals.of_shares(values) == (0.25, [-1.0, 1.0])
+  assert intervals.of_shares(np.full((1, 1), 0.5)) == (0.5, None)
+  assert intervals.of_shares(np.full((2, 2), np.nan)) == (None, None)
 
 
 def test_an_estimate_from_redraws_of_three_seeds_is_the_t_of_three():

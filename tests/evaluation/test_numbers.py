@@ -23,6 +23,8 @@ def test_where_all_agree_the_interval_keeps_a_width():
   assert winrate.win_rate([1] * 10)['low'] == pytest.approx(0.7225, abs=1e-4)
   assert winrate.win_rate([1] * 10)['high'] == 1
   assert winrate.rate([0.0] * 10) == (0, [0, pytest.approx(0.2775, abs=1e-4)])
+  # Of 10 ties: ½ ± 1.96 · √(10 + 1.96²) / 2(10 + 1.96²) = ½ ± .2634
+  assert winrate.rate([0.5] * 10)[1] == pytest.approx([.2366, .7634], abs=1e-4)
 
 
 def test_one_prompt_has_no_interval_to_redraw():

@@ -92,6 +92,13 @@ def test_too_few_points():
   assert overoptimization.fit('rl', kl, score, seeds) is None
 
 
+def test_one_seed_and_one_prompt_have_no_intervals():
+  found = overoptimization.fit('rl', *points('rl', 6.0, prompts=1, seeds=1))
+  assert found['alpha'] == pytest.approx(ALPHA) and found['peak']['score'] > 0
+  assert found['alpha_ci'] is found['beta_ci'] is None
+  assert found['peak']['d_ci'] is found['peak']['score_ci'] is None
+
+
 def test_a_seed_that_differs_widens_the_interval():
   """Seeds are redrawn as well as prompts."""
   kl, score, seeds = points('rl', 6.0, noise=0.1)
@@ -108,4 +115,5 @@ def test_gold_units():
   noisy = proxies + np.random.default_rng(3).normal(size=proxies.shape)
   assert 0 < overoptimization.gold_units(noisy, 0.7 * proxies) < 0.5  # worth less than it says
   assert overoptimization.gold_units(np.zeros((3, 4)), proxies[:3, :4]) == 1
+  assert overoptimization.gold_units(proxies[:, :1], proxies[:, :1]) is None  # nothing to order
   assert overoptimization.gold_units(proxies, -0.2 * proxies) is None  # no unit makes them agree

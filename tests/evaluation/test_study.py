@@ -79,6 +79,21 @@ def test_a_variant_is_all_that_differs_by_seed_alone():
   assert told['points']['d']['unhealthy'] == ['it was NaN']
 
 
+def test_a_coefficient_of_1_is_that_of_1_point_0():
+  points = [made('a', 0, kl_coef=1), made('b', 1, kl_coef=1.0)]
+  one, = study.summary(points, {'sft': START})['variants']
+  assert one['points'] == ['a', 'b']
+
+
+def test_a_reward_that_is_no_number_keeps_no_summary_from_being_made():
+  rows = [row(), row(proxy=None), *[row() for _ in range(8)]]
+  points = [made(f'{beta}-{seed}', seed, kl_coef=beta, evaluations={1: rows, 4: rows})
+            for beta in (0.0, 0.1) for seed in (0, 1)]
+  told = study.summary(points, {'sft': START})
+  assert told['variants'][0]['measures']['proxy']['n'] == 2 * 9
+  assert told['same_kl'][0]['gap']['n'] == 2 * 9
+
+
 def test_one_seed_is_not_recommended_over_two():
   """Its interval, over prompts alone, is the narrower."""
   alone, both = ({'label': name, 'family': name, 'beta': 0.1, 'finished': ['x'] * seeds,
@@ -151,6 +166,15 @@ def test_a_penalty_that_only_stops_early_has_nothing_more_at_the_same_kl():
   assert one['gap']['mean'] == pytest.approx(0, abs=1e-9)
 
 
+def test_what_the_first_evaluation_was_beyond_is_between_it_and_the_start():
+  """By hand: 0.1 at the start, 3.1 at d = 2, so 1.6 at d = 1, where the other has 2."""
+  rows = lambda gold, d: [row(gold=gold, proxy=0.0, kl=d * d) for _ in range(PROMPTS)]
+  points = [made(f'{beta}-{seed}', seed, kl_coef=beta, evaluations={1: rows(gold, d)})
+            for beta, gold, d in ((0.0, 3.1, 2.0), (0.1, 2.0, 1.0)) for seed in (0, 1)]
+  one, = study.summary(points, {'sft': START})['same_kl']
+  assert one['gold']['mean'] == pytest.approx(2 - 1.6) and one['gold']['d'] == 1
+
+
 def test_the_recommended_is_paired_with_the_others():
   points = [curve(beta, seed, far) for beta, far in ((0.0, 4.0), (0.1, 2.0)) for seed in (0, 1)]
   told = study.summary(points, {'sft': START})
@@ -159,6 +183,12 @@ def test_the_recommended_is_paired_with_the_others():
   assert (other['label'], other['against']) == ('β 0, no ptx', 'β 0.1, no ptx')
   assert other['gold']['mean'] == pytest.approx(-1) and other['gold']['low'] == pytest.approx(-1)
   assert other['win_rate']['mean'] == pytest.approx(0.2)
+  wins = (1, 1, 1), (1, 0, 0.5), (0, 0, 0), (1, 0, 0)  # of both seeds of both
+  few = [dataclasses.replace(point, evaluations={9: [row(win=win) for win in some]})
+         for point, some in zip(points, wins, strict=True)]
+  other, = study.summary(few, {'sft': START})['paired']
+  assert other['win_rate'] == {'mean': pytest.approx(3.5 / 6), 'low': -1, 'high': 1, 'n': 6,
+                               'seeds': 2}
 
 
 def test_families_are_compared_at_one_distance():
@@ -184,6 +214,11 @@ def test_families_are_compared_at_one_distance():
   assert mean('gap') == [1 - 0.7, 2 + 0.3, 2 - 0.95, 4 + 0.05]
   assert mean('wider') == [None, 2, None, 3]
   assert [one['accuracy'] for one in found] == [0.7, None, 0.7, None]
+  apart = [point if point.start == 'a' else dataclasses.replace(point, evaluations={
+    step: [some | {'id': index} for index, some in enumerate(rows)]
+    for step, rows in point.evaluations.items()}) for point in points]
+  assert all(one['gold'] and one['more'] is None for one in study.summary(
+    apart, starts)['same_distance'])
   moved = lambda point, beta: dataclasses.replace(
     point, values=point.values | {'kl_coef': beta}, config=point.config | {'kl_coef': beta})
   # At the least coefficient that all have, and not where they have none in common.

@@ -5,18 +5,20 @@ view.
 import csv
 import dataclasses
 import json
+import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import matplotlib.image
 import numpy as np
 import pytest
 
 from rlhf_jax import report
-from rlhf_jax.evaluation import study
+from rlhf_jax.evaluation import best_of_n, study
+from rlhf_jax.report import figures, study_figures
 from rlhf_jax.report import study as study_page
-from rlhf_jax.report import study_figures
 from rlhf_jax.runtime import tables
 
 PROMPTS = 24
@@ -184,6 +186,40 @@ def test_what_is_not_there_is_not_spoken_of(tmp_path, page):
   assert 'Dashed: the fits' not in text and not re.search('[Tt]he recommended', text)
 
 
+def test_one_prompt_and_one_seed(tmp_path, monkeypatch):
+  """A mean of one number is told without an interval, in figures too."""
+  monkeypatch.setattr(sys.modules[__name__], 'PROMPTS', 1)
+  hat = np.random.default_rng(0)
+  points = [one(hat, tmp_path, f'kl_coef_{beta:g}', beta, 0.0, 0, 'judge') for beta in (0.0, 0.1)]
+  start = {'metrics': {'gold': 0.3}, 'baseline': {'gold': 0.3, 'proxy': 0.0}, 'fit': None,
+           'gold_units': 1.0, 'best_of_n': best_of_n.table(
+             {'gold': hat.normal(size=(1, 4)), 'proxy': hat.normal(size=(1, 4))},
+             hat.normal(size=(1, 4)))}
+  tables.write(tmp_path, points, {'s/r': start}, {
+    'base': 'ppo', 'grid': [], 'judge': 'judge', 'settings': {'spacing': 0.25, 'stand_in': ''}})
+  measures = json.loads((tmp_path / 'summary.json').read_text())['variants'][0]['measures']
+  assert measures['kl']['low'] is None and measures['win_rate']['low'] is not None
+  text = report.write(tmp_path).read_text('utf-8')
+  assert f'>{measures["kl"]["mean"]:.2f} <small>n = 1</small>' in text and '[–, –]' not in text
+
+
+def test_what_was_not_sampled_is_not_spoken_of(tmp_path, page):
+  """Best-of-n without samples, units without two samples to order, the spread of a single seed."""
+  folder = made_up(tmp_path)
+  told = json.loads((folder / 'summary.json').read_text())
+  start = told['starts']['s/r']
+  start |= {'gold_units': None, 'best_of_n': start['best_of_n'][:1]}
+  for one in told['variants']:
+    one['measures']['distinct_2'] |= {'n': 1}
+  (folder / 'summary.json').write_text(json.dumps(told))
+  text = report.write(folder).read_text('utf-8')
+  assert 'own units' not in text and 'best-of-n of the start' in text
+  assert '40.0 % <small>[' in page and '40.0 % <small>[' not in text
+  start['best_of_n'] = []
+  (folder / 'summary.json').write_text(json.dumps(told))
+  assert 'best-of-n of the start' not in report.write(folder).read_text('utf-8')
+
+
 def test_samples_stand_side_by_side_and_are_escaped(page):
   assert '&lt;i&gt;Ask&lt;/i&gt; 0 ?' in page and 'It is 0 &amp; more.' in page
   assert '<i>Ask' not in page
@@ -218,6 +254,35 @@ def test_the_runs_that_points_rest_on_have_a_page_of_their_own(tmp_path):
   assert 'href="runs.html"' in report.write(folder).read_text('utf-8')
   runs = (folder / 'runs.html').read_text('utf-8')
   assert '<td>sft</td>' in runs and 'kl_coef_0' not in runs
+
+
+def test_points_that_the_sweep_has_no_longer_are_no_runs_that_others_rest_on(tmp_path):
+  """Nor are those of another sweep in the same workdir, which serves its models."""
+  folder = made_up(tmp_path)
+  for name, parents in (('sft', {}), ('ptx_coef_3-seed_0', {'measured': ['a way', 'hash']})):
+    (folder / name).mkdir()
+    (folder / name / 'config.json').write_text(json.dumps({'kind': 'PPO', 'parents': parents}))
+  report.write(folder)
+  runs = (folder / 'runs.html').read_text('utf-8')
+  assert '<td>sft</td>' in runs and 'ptx_coef_3' not in runs
+
+
+def test_points_that_are_new_since_the_tables_were_made_are_named(tmp_path, page):
+  folder = made_up(tmp_path)
+  told = json.loads((folder / 'sweep.json').read_text())
+  told['runs']['kl_coef_<2>'] = {'values': {}, 'start': 's/r'}
+  (folder / 'sweep.json').write_text(json.dumps(told))
+  text = report.write(folder).read_text('utf-8')
+  assert 'Not on this page: 1 point that the sweep has got since (kl_coef_&lt;2&gt;).' in text
+  assert 'Not on this page' not in page
+
+
+@pytest.mark.parametrize('file, said', [
+  ('summary.json', 'A sweep on its way'), ('sweep.parquet', 'sweep.parquet: is not Parquet')])
+def test_a_damaged_file_keeps_nobody_from_a_page(tmp_path, file, said):
+  folder = made_up(tmp_path)
+  (folder / file).write_bytes((folder / file).read_bytes()[:99])
+  assert said in report.write(folder).read_text('utf-8')
 
 
 def test_a_second_reward_model_is_told(tmp_path):
@@ -329,11 +394,55 @@ def test_colours_run_from_the_smallest_to_the_largest():
   assert len(set(study_figures.colours(same).values())) == 3
 
 
+def legend_is_whole(figure):
+  """Whether no part of a figure's legend is beyond its edge."""
+  figure.draw_without_rendering()
+  (legend,), edge = figure.legends, figure.bbox
+  there = legend.get_window_extent()
+  return edge.x0 <= there.x0 < there.x1 <= edge.x1 and edge.y0 <= there.y0 < there.y1 <= edge.y1
+
+
+@pytest.mark.parametrize('count, name', [(26, 'β {}, no ptx'), (6, 'a field of an optimizer {}')])
+def test_legends_are_whole_however_many_and_long_the_names_are(count, name):
+  variants = [{'label': name.format(i), 'beta': 0.1 * i, 'gamma': 0.0, 'measures': {
+    key: {'mean': 0.5, 'low': 0.4, 'high': 0.6} for key in ('tax', 'win_rate')}}
+              for i in range(count)]
+  assert legend_is_whole(study_figures.tax.__wrapped__(variants)[0])
+  entries = {one['label']: {'kl': i, 'gold': i, 'proxy': i} for i, one in enumerate(variants)}
+  assert legend_is_whole(figures.gold_over_kl.__wrapped__(entries)[0])
+
+
+def test_a_long_name_leaves_room_for_the_bars():
+  rate = {'mean': 0.5, 'low': 0.4, 'high': 0.6, 'n': 9}
+  figure, _ = figures.win_rates.__wrapped__({'a long name of a model ' * 3: rate}, 'sft')
+  figure.draw_without_rendering()
+  assert figure.axes[0].get_window_extent().width > 350
+
+
 def test_csv_has_a_column_for_whatever_a_row_has():
   assert study_page.as_csv([{'a': 1}, {'a': 2, 'b': 'x,y'}]) == 'a,b\n1,\n2,"x,y"\n'
 
 
 # ------------------------------------------------------------------------------------ a browser
+
+
+SORTED = """const fs = require('fs');
+const cell = text => ({dataset: {}, textContent: text, classList: {contains: name => name === 'n'},
+                       setAttribute() {}, removeAttribute() {}, getAttribute() {}});
+const rows = [['n'], ['800'], ['1\u202f200'], ['–'], ['−3'], ['96 · 2']].map(texts => ({
+  cells: texts.map(cell), parentNode: {append: row => order.push(row.cells[0].textContent)}}));
+const order = [], document = {querySelectorAll: () => [{rows}]};
+eval(fs.readFileSync(process.argv[1], 'utf8'));
+rows[0].cells[0].onclick();
+console.log(JSON.stringify(order));"""
+
+
+@pytest.mark.skipif(shutil.which('node') is None, reason='no Node.js')
+def test_numbers_sort_as_they_are_written_for_people():
+  script = pathlib.Path(study_page.__file__).parent / 'sort.js'
+  done = subprocess.run(['node', '-e', SORTED, str(script)], capture_output=True, text=True,
+                        check=True, timeout=60)
+  assert json.loads(done.stdout) == ['1\u202f200', '800', '96 · 2', '−3', '–']
 
 
 def browser(*words):

@@ -56,6 +56,8 @@ def test_several_grids_are_joined_and_equal_points_are_one(read):
   ("base='ppoo', grid=({'seed': (0,)},)", "sweep.base is 'ppoo', no PPO run of the file; did you"),
   ("base='sft', grid=({'seed': (0,)},)", "sweep.base is 'sft', no PPO run"),
   ("base='ppo'", 'sweep.grid is empty'),
+  ("base='ppo', grid=({1: (0,)},)", "sweep.grid has the key 1; expected a field of 'ppo' in quote"),
+  ("base='ppo', grid=({}, {'seed': (0,)})", 'sweep.grid holds a grid without a field'),
   ("base='ppo', grid=({'kl_cef': (0.1,)},)", "PPO has no field 'kl_cef'; did you mean kl_coef"),
   ("base='ppo', grid=({'policy_optimizer.rate': (0.1,)},)", "Optimizer has no field 'rate'"),
   ("base='ppo', grid=({'seed.x': (0.1,)},)", 'seed has no fields'),
@@ -77,6 +79,8 @@ def test_several_grids_are_joined_and_equal_points_are_one(read):
    "'small' is a draw of 'reward', which is a draw itself"),
   ("base='ppo', grid=({'reward': ('reward', 'small')},), draw_of={'small': 'reward'}",
    "'reward_reward' and 'reward_small' are draws of one thing with one seed"),
+  ("base='ppo', grid=({'reward': ('reward',), 'kl_coef': (1,)}, {'reward': ('small',), "
+   "'kl_coef': (1.0,)}), draw_of={'small': 'reward'}", 'are draws of one thing with one seed'),
   ("base='ppo', grid=({'kl_coef': (0.1, 0.10000001)},)", 'two points named'),
   ("base='ppo', grids=()", "Sweep has no field 'grids'; did you mean grid"),
 ])
@@ -84,6 +88,14 @@ def test_what_is_refused(read, sweep, said):
   with pytest.raises(BadInput) as error:
     grid.points(read(sweep))
   assert said in str(error.value) and 'mine.py' in str(error.value)
+
+
+def test_names_of_many_fields_are_no_longer_than_a_folder_may_be(read):
+  fields = ', '.join(f"'{role}_optimizer.{field}': (0.5, 0.25)" for role in ('policy', 'value')
+                     for field in ('learning_rate', 'warmup_from', 'weight_decay', 'epsilon'))
+  found = [*grid.points(read(f"base='ppo', grid=({{{fields}}},)"))]
+  assert len(set(found)) == 2**8 and {len(name) for name in found} == {255}
+  assert found == [*grid.points(read(f"base='ppo', grid=({{{fields}}},)"))]
 
 
 def test_draws_with_seeds_of_their_own(read):
@@ -142,3 +154,8 @@ def test_help_with_a_file_lists_the_fields_of_the_sweep(read, capsys):
 def test_list_names_the_points(read, capsys):
   assert main(['sweep', str(read(GRID).file), '--list']) == 0
   assert capsys.readouterr().out.split() == list(grid.points(read(GRID)))
+  one = ['sweep', str(read(GRID).file), '--list', '--point']
+  assert main([*one, 'kl_coef_0-seed_1']) == 0
+  assert capsys.readouterr().out.split() == ['kl_coef_0-seed_1']
+  assert main([*one, 'kl_coef_1-seed_1']) == 2
+  assert 'the sweep has no point' in capsys.readouterr().err

@@ -1,9 +1,11 @@
 """Rows, what is cut from them, and what a pipe sees."""
 
+import io
 import json
 
 import numpy as np
 import pytest
+import rich.console
 
 from rlhf_jax.runtime import board, metrics
 
@@ -85,6 +87,22 @@ def test_cutting_back_keeps_rows_with_line_separators(tmp_path):
   metrics.cut_back(path, 2)
   assert [json.loads(line) for line in path.read_text('utf-8').strip('\n').split('\n')] == rows[:2]
   assert metrics.last_row(path) == rows[1]
+
+
+def test_the_point_at_work_is_seen_in_a_terminal_that_is_lower_than_the_table(monkeypatch):
+  out = io.StringIO()
+  monkeypatch.setattr(board, 'console', rich.console.Console(
+    file=out, force_terminal=True, height=20, width=90))
+  with board.Board({f'point_{i:02}': 3 for i in range(60)}) as points:
+    for name in [f'point_{i:02}' for i in range(40)]:
+      points.ended(name, 'finished')
+    out.truncate(0)
+    points.progress('point_40', 0, 3, ())
+    points.show('point_40', 1, {'score': 0.5}, pace=2.0)
+    seen = out.getvalue()
+    out.truncate(0)
+  assert 'point_40' in seen and '14 of 60 points' in seen and 'point_00' not in seen
+  assert all(f'point_{i:02}' in out.getvalue() for i in range(60))  # all of them at the end
 
 
 def test_a_sweep_that_goes_on_counts_the_time_of_what_is_left_alone(capsys, monkeypatch):

@@ -175,6 +175,26 @@ def test_a_grid_with_0_is_the_one_with_0_point_0(swept, file, tmp_path, monkeypa
   assert sweep.run(read, Place(tmp_path / 'w'), OPTIONS) == {}
 
 
+@pytest.mark.parametrize('one, other', [('1.0', '1'), ('1', '1.0')])
+def test_spacing_and_temperature_of_1_are_those_of_1_point_0(file, begun, monkeypatch, one, other):
+  """Also in a workdir that was begun with 1, when 1 and 1.0 were told apart."""
+  def read(number):
+    path = file.with_name('spaced.py')
+    path.write_text(FILE.replace('spacing=0.1', f'spacing={number}').replace(
+      'updates=6', f'updates=1, temperature={number}'))
+    return experiment.load(path)
+  with monkeypatch.context() as patch:
+    if one == '1':
+      patch.setattr(grid, '_spellings', lambda number: [number])
+    assert sweep.run(read(one), Place(begun), OPTIONS, only=POINTS[0]) == {}
+  start, = (begun / 'start').iterdir()
+  assert sweep.run(read(other), Place(begun), OPTIONS, only=POINTS[1]) == {}
+  monkeypatch.setattr(loop, 'train', None)
+  for name in POINTS[:2]:
+    assert sweep.run(read(other), Place(begun), OPTIONS, only=name) == {}
+  assert [*(begun / 'start').iterdir()] == [start]
+
+
 def test_a_killed_point_ends_as_if_it_never_stopped(swept, begun, file, monkeypatch):
   """Stopped after the fourth update of the second point, whose checkpoint is the third's."""
   def stop(self, step, row, show=sweep.Board.progress):
@@ -336,6 +356,9 @@ def test_another_way_to_measure_is_refused_before_any_work(swept, file, tmp_path
 def test_the_table_has_a_row_a_point_and_step(swept):
   table = pyarrow.parquet.read_table(swept[0] / 'sweep.parquet')
   assert table.column_names[:5] == ['point', 'kl_coef', 'ptx_ratio', 'seed', 'step']
+  # A float32 of the update's is another number than the grid's.
+  assert {*table['kl_coef'].to_pylist()} == {0.0, 0.3}
+  assert table['update_kl_coef'].to_pylist()[-1] == pytest.approx(0.3)
   types = {name: str(table.schema.field(name).type) for name in table.column_names}
   assert (types.pop('point'), types.pop('seed'), types.pop('step')) == ('string', 'int64', 'int64')
   assert set(types.values()) == {'double'}
