@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +87,7 @@ def _told(message: str, code: int) -> int:
 
 
 def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
-         run: argparse.ArgumentParser, taken: Sequence[str]) -> int:
+         run: argparse.ArgumentParser, taken: Mapping[str, str]) -> int:
   from rlhf_jax.runtime import experiment as experiments
   from rlhf_jax.runtime import overrides
   if options.file is None:
@@ -98,7 +98,7 @@ def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
   if not options.help:  # a file may tell what it does without
     from rlhf_jax.runtime import metrics
     _log(metrics.console)
-  given = {name: getattr(options, name) for name in taken}
+  given = {name: getattr(options, option) for name, option in taken.items()}
   experiment = overrides.apply(experiments.load(options.file, given, placeholders=options.help),
                                overridden, options.seed, options.mesh)
   if options.help:
@@ -232,13 +232,13 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _preflight(options: argparse.Namespace, overridden: list[tuple[str, str]],
-               taken: Sequence[str]) -> int:
+               taken: Mapping[str, str]) -> int:
   if options.json is not None:
     store.check_file(options.json, '--json')
   os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever is here, it is not what is compiled for
   from rlhf_jax.runtime import chips, preflight, search
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the compilation too
-  given = {name: getattr(options, name) for name in taken}
+  given = {name: getattr(options, option) for name, option in taken.items()}
   hbm = options.hbm * chips.GIB
   wish = preflight.Wish(options.file, options.run, tuple(overridden),
                         chips.topology(options.topology, hbm), given, options.part, hbm,

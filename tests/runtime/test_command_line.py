@@ -111,6 +111,22 @@ def test_bad_input_is_the_last_line_and_exit_code_2(main, faults, file, tmp_path
   assert not (tmp_path / 'w').exists()
 
 
+def test_an_option_of_the_file_has_any_name_and_any_comment(main, faults, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text("""
+from rlhf_jax.configs import *
+def runs(
+  file: str,  # 50 % of it is read
+  runs: int = 2,  # steps of each
+):
+  return {file: Language(steps=runs)}
+""")
+  code, out, _ = main('run', path, '--help')
+  assert code == 0 and '50 % of it is read' in out and '--FILE.steps' in out
+  assert main('run', path, '--file', 'mine', '--runs', '3', '--workdir', tmp_path / 'w')[0] == 0
+  assert workdir.config_of(tmp_path / 'w' / 'mine').steps == 3
+
+
 def test_another_configuration_loses_nothing(main, faults, file, tmp_path):
   assert main('run', file, 'gpt', '--workdir', tmp_path / 'w')[0] == 0
   before = {p: p.read_bytes() for p in (tmp_path / 'w').rglob('*') if p.is_file()}
