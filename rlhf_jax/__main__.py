@@ -1,14 +1,15 @@
 """The command line: run, list, sample, perplexity, export, data, preflight, sweep, report.
 
 Enter: the words after `python -m rlhf_jax`. Leave: exit code 0 when all that was asked for is
-finished; 2 for bad input or a full disk, told on the last line of stderr; 3 from preflight for a
-run that does not fit; 143 after SIGTERM, when what was done is saved; 1 for all else. jax is
-imported by the commands that need it, so that `list` and `--help` answer at once. The options
-stand in arguments.py.
+finished; 2 for bad input, a full disk or no access, told on the last line of stderr; 3 from
+preflight for a run that does not fit; 143 after SIGTERM, when what was done is saved; 1 for all
+else. jax is imported by the commands that need it, so that `list` and `--help` answer at once. The
+options stand in arguments.py.
 Left out: starting several processes; each is this command with `--multihost` (launch/).
 """
 
 import argparse
+import errno
 import gc
 import json
 import logging
@@ -23,6 +24,9 @@ from typing import Any
 from rlhf_jax import arguments
 from rlhf_jax.configs import BadInput, OutOfReach
 from rlhf_jax.data import processes, show, store
+
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -74,6 +78,9 @@ def _command(words: Sequence[str] | None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except Exception as error:
+    if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename:
+      return _told(f'{error.filename}: {error.strerror}; give access to it, or name another place',
+                   2)
     from rlhf_jax.runtime import workdir
     if not workdir.is_no_space(error):
       raise
@@ -285,7 +292,15 @@ if __name__ == '__main__':
     from rlhf_jax.runtime import pages
     pages.ask()
     gc.set_threshold(20_000)  # tracing makes much that stays; 700 costs a start half a second
-  code = main()
+  try:
+    code = main()
+  except SystemExit as stopped:
+    if stopped.code not in STOPPED or processes.count() > 1:
+      raise
+    # A signal during a compilation: XLA's threads crash an ordinary exit, which would tell 139.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(stopped.code)
   if code:  # what was told stays the last line: threads that fail of the same cause are not asked
     logging.disable(logging.CRITICAL)
     threading.excepthook = sys.unraisablehook = lambda told: None

@@ -190,6 +190,37 @@ def test_no_space_is_told_and_nothing_is_lost(main, faults, file, tmp_path, monk
     assert (one == other).all()
 
 
+@pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_folder_without_access_is_told(main, faults, file, tmp_path, monkeypatch, number):
+  def make(path):
+    raise OSError(number, os.strerror(number), str(path))
+  monkeypatch.setattr(__main__.store, 'make', make)
+  code, _, err = main('run', file, '--workdir', tmp_path / 'w')
+  assert code == 2 and 'Traceback' not in err
+  assert last(err) == (f'{tmp_path / "w"}: {os.strerror(number)}; give access to it, or name '
+                       'another place')
+
+
+@pytest.mark.parametrize('code, ordinary', [(143, False), (130, False), (2, True)])
+def test_a_signal_ends_the_process_without_the_libraries_exits(code, ordinary):
+  """A signal that came while XLA compiled ended most processes with a crash at exit, 139."""
+  program = f"""
+import atexit, runpy, sys
+from rlhf_jax import arguments
+def parser():
+  print('told')
+  raise SystemExit({code})
+arguments.parser = parser
+atexit.register(print, 'ordinary')
+sys.argv = ['rlhf_jax', 'list']
+runpy.run_module('rlhf_jax', run_name='__main__')
+"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
+                        cwd=pathlib.Path(__file__).parents[2])
+  assert done.returncode == code
+  assert done.stdout.split() == ['told'] + ['ordinary'] * ordinary
+
+
 def test_help_explains_without_a_file_and_lists_every_field_with_one(main, file):
   code, out, _ = main('--help')
   assert code == 0 and 'experiments/quickstart.py' in out
