@@ -138,6 +138,10 @@ def _begun(options: argparse.Namespace) -> Any:
   store.check(options.workdir, '--workdir')
   if options.workdir.exists() and not options.workdir.is_dir():
     raise BadInput(f'--workdir {options.workdir}: is a file, expected a folder')
+  if '[' in str(store.absolute(options.workdir)):
+    # The parts of a checkpoint are looked for by a pattern that begins with its folder.
+    raise BadInput(f'--workdir {options.workdir}: orbax cannot read again what it writes below a '
+                   'path with [ in it; name another folder')
   from rlhf_jax.data.builders import Place
   from rlhf_jax.runtime import loop
   loop.stopping.install()

@@ -81,6 +81,7 @@ def test_seed_is_passed_on(main, faults, file, tmp_path):
   (['run', 'FILE', '--workdir', 'W', '--sft.steps', 'x'], "'x' is not int"),
   (['run', 'FILE', '--workdir', 'W', '--data', 'W/none'], 'no such folder'),
   (['run', 'FILE', '--workdir', 'FILE'], 'is a file, expected a folder'),
+  (['run', 'FILE', '--workdir', 'W/a[1]'], 'below a path with [ in it'),
   (['run', 'FILE'], 'required: --workdir'),
   (['run'], 'required: FILE'),
   (['run', 'FILE.py', '--workdir', 'W'], 'no such experiment file'),
