@@ -285,7 +285,8 @@ def _log(console: Any) -> None:
   logger.addHandler(Told())
   logger.setLevel(logging.INFO)
   logger.propagate = False
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # What fails in orbax's threads is raised here too; told there, it is a traceback beside a signal.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 
 if __name__ == '__main__':
