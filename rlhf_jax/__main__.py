@@ -53,7 +53,8 @@ def _command(words: Sequence[str] | None) -> int:
       from rlhf_jax.runtime import overrides
       words, overridden = overrides.split(words[1:])
       taken = arguments.add_parameters(preflight, words)
-      return _preflight(preflight.parse_args(words), overridden, taken)
+      options = preflight.parse_args(words)
+      return _preflight(options, overridden, taken)
     if words[:1] == ['run']:
       from rlhf_jax.runtime import overrides
       words, overridden = overrides.split(words[1:])
@@ -84,7 +85,12 @@ def _command(words: Sequence[str] | None) -> int:
     from rlhf_jax.runtime import workdir
     if not workdir.is_no_space(error):
       raise
-    return _told(workdir.no_space(options.workdir or Path(), workdir.room(options.workdir)), 2)
+    # What a command writes besides a workdir is what did not fit.
+    for name in ('out', 'json'):
+      if getattr(options, name, None) is not None:
+        return _told(workdir.no_space(getattr(options, name), option=f'--{name}'), 2)
+    folder = getattr(options, 'workdir', None)
+    return _told(workdir.no_space(folder or Path(), workdir.room(folder)), 2)
 
 
 def _told(message: str, code: int) -> int:

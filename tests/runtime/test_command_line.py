@@ -191,6 +191,24 @@ def test_no_space_is_told_and_nothing_is_lost(main, faults, file, tmp_path, monk
     assert (one == other).all()
 
 
+@pytest.mark.parametrize('words, option', [
+  (['export', '--workdir', 'W', '--run', 'sft', '--out', 'OUT/model'], '--out'),
+  (['data', 'OUT/none.jsonl', '--kind', 'text', '--out', 'OUT/card.json'], '--out'),
+  (['preflight', 'FILE', 'gpt', '--topology', 'cpu:1', '--json', 'OUT/told.json'], '--json')])
+def test_no_space_beside_the_workdir_names_what_did_not_fit(main, file, tmp_path, monkeypatch,
+                                                            words, option):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  monkeypatch.setattr(__main__, f'_{words[0]}', full)
+  out = tmp_path / 'out'
+  out.mkdir()
+  words = [w.replace('OUT', str(out)).replace('FILE', file) for w in words]
+  code, _, err = main(*(str(tmp_path / 'w') if w == 'W' else w for w in words))
+  assert code == 2 and 'Traceback' not in err
+  assert last(err).startswith(f'no space left on the disk of {out} (')
+  assert f'choose another {option}, then' in last(err)
+
+
 @pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES, errno.EPERM])
 def test_a_folder_without_access_is_told(main, faults, file, tmp_path, monkeypatch, number):
   def make(path):
