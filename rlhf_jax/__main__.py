@@ -1,14 +1,15 @@
 """The command line: run, list, sample, perplexity, export, data, preflight, sweep, report.
 
 Enter: the words after `python -m rlhf_jax`. Leave: exit code 0 when all that was asked for is
-finished; 2 for bad input or a full disk, told on the last line of stderr; 3 from preflight for a
-run that does not fit; 143 after SIGTERM, when what was done is saved; 1 for all else. jax is
-imported by the commands that need it, so that `list` and `--help` answer at once. The options
-stand in arguments.py.
+finished; 2 for bad input, a full disk or no access, told on the last line of stderr; 3 from
+preflight for a run that does not fit; 143 after SIGTERM, when what was done is saved; 1 for all
+else. jax is imported by the commands that need it, so that `list` and `--help` answer at once. The
+options stand in arguments.py.
 Left out: starting several processes; each is this command with `--multihost` (launch/).
 """
 
 import argparse
+import errno
 import gc
 import json
 import logging
@@ -16,13 +17,16 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rlhf_jax import arguments
 from rlhf_jax.configs import BadInput, OutOfReach
 from rlhf_jax.data import processes, show, store
+
+NO_ACCESS = (errno.EACCES, errno.EPERM, errno.EROFS)
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -49,7 +53,8 @@ def _command(words: Sequence[str] | None) -> int:
       from rlhf_jax.runtime import overrides
       words, overridden = overrides.split(words[1:])
       taken = arguments.add_parameters(preflight, words)
-      return _preflight(preflight.parse_args(words), overridden, taken)
+      options = preflight.parse_args(words)
+      return _preflight(options, overridden, taken)
     if words[:1] == ['run']:
       from rlhf_jax.runtime import overrides
       words, overridden = overrides.split(words[1:])
@@ -74,10 +79,18 @@ def _command(words: Sequence[str] | None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
   except Exception as error:
+    if isinstance(error, OSError) and error.errno in NO_ACCESS and error.filename:
+      return _told(f'{error.filename}: {error.strerror}; give access to it, or name another place',
+                   2)
     from rlhf_jax.runtime import workdir
     if not workdir.is_no_space(error):
       raise
-    return _told(workdir.no_space(options.workdir or Path(), workdir.room(options.workdir)), 2)
+    # What a command writes besides a workdir is what did not fit.
+    for name in ('out', 'json'):
+      if getattr(options, name, None) is not None:
+        return _told(workdir.no_space(getattr(options, name), option=f'--{name}'), 2)
+    folder = getattr(options, 'workdir', None)
+    return _told(workdir.no_space(folder or Path(), workdir.room(folder)), 2)
 
 
 def _told(message: str, code: int) -> int:
@@ -87,7 +100,7 @@ def _told(message: str, code: int) -> int:
 
 
 def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
-         run: argparse.ArgumentParser, taken: Sequence[str]) -> int:
+         run: argparse.ArgumentParser, taken: Mapping[str, str]) -> int:
   from rlhf_jax.runtime import experiment as experiments
   from rlhf_jax.runtime import overrides
   if options.file is None:
@@ -98,7 +111,7 @@ def _run(options: argparse.Namespace, overridden: list[tuple[str, str]],
   if not options.help:  # a file may tell what it does without
     from rlhf_jax.runtime import metrics
     _log(metrics.console)
-  given = {name: getattr(options, name) for name in taken}
+  given = {name: getattr(options, option) for name, option in taken.items()}
   experiment = overrides.apply(experiments.load(options.file, given, placeholders=options.help),
                                overridden, options.seed, options.mesh)
   if options.help:
@@ -131,6 +144,10 @@ def _begun(options: argparse.Namespace) -> Any:
   store.check(options.workdir, '--workdir')
   if options.workdir.exists() and not options.workdir.is_dir():
     raise BadInput(f'--workdir {options.workdir}: is a file, expected a folder')
+  if '[' in str(store.absolute(options.workdir)):
+    # The parts of a checkpoint are looked for by a pattern that begins with its folder.
+    raise BadInput(f'--workdir {options.workdir}: orbax cannot read again what it writes below a '
+                   'path with [ in it; name another folder')
   from rlhf_jax.data.builders import Place
   from rlhf_jax.runtime import loop
   loop.stopping.install()
@@ -232,13 +249,13 @@ def _data(options: argparse.Namespace) -> int:
 
 
 def _preflight(options: argparse.Namespace, overridden: list[tuple[str, str]],
-               taken: Sequence[str]) -> int:
+               taken: Mapping[str, str]) -> int:
   if options.json is not None:
     store.check_file(options.json, '--json')
   os.environ['JAX_PLATFORMS'] = 'cpu'  # whatever is here, it is not what is compiled for
   from rlhf_jax.runtime import chips, preflight, search
   signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # ends the compilation too
-  given = {name: getattr(options, name) for name in taken}
+  given = {name: getattr(options, option) for name, option in taken.items()}
   hbm = options.hbm * chips.GIB
   wish = preflight.Wish(options.file, options.run, tuple(overridden),
                         chips.topology(options.topology, hbm), given, options.part, hbm,
@@ -274,7 +291,8 @@ def _log(console: Any) -> None:
   logger.addHandler(Told())
   logger.setLevel(logging.INFO)
   logger.propagate = False
-  logging.getLogger('absl').setLevel(logging.ERROR)
+  # What fails in orbax's threads is raised here too; told there, it is a traceback beside a signal.
+  logging.getLogger('absl').setLevel(logging.CRITICAL)
 
 
 if __name__ == '__main__':
@@ -285,7 +303,15 @@ if __name__ == '__main__':
     from rlhf_jax.runtime import pages
     pages.ask()
     gc.set_threshold(20_000)  # tracing makes much that stays; 700 costs a start half a second
-  code = main()
+  try:
+    code = main()
+  except SystemExit as stopped:
+    if stopped.code not in STOPPED or processes.count() > 1:
+      raise
+    # A signal during a compilation: XLA's threads crash an ordinary exit, which would tell 139.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(stopped.code)
   if code:  # what was told stays the last line: threads that fail of the same cause are not asked
     logging.disable(logging.CRITICAL)
     threading.excepthook = sys.unraisablehook = lambda told: None

@@ -230,8 +230,13 @@ def joined(words: Sequence[str], option: str) -> list[str]:
   return [word for word in left if word is not None]
 
 
-def add_parameters(run: argparse.ArgumentParser, words: Sequence[str]) -> list[str]:
-  """Adds the options that the experiment file itself takes; returns their names."""
+def add_parameters(run: argparse.ArgumentParser, words: Sequence[str]) -> dict[str, str]:
+  """Adds the options that the experiment file itself takes.
+
+  Returns:
+    parameter -> where its value stands among the options, apart from those of the command: a
+    parameter may be named `file`.
+  """
   from rlhf_jax.runtime import experiment as experiments
   file = next((word for word in words if word.endswith('.py')), None)
   taken = experiments.parameters(Path(file)) if file else []
@@ -239,6 +244,6 @@ def add_parameters(run: argparse.ArgumentParser, words: Sequence[str]) -> list[s
   for one in taken:
     if one.option in run._option_string_actions:
       raise BadInput(f'{file}: parameter {one.name} of runs() is an option of `run` already')
-    group.add_argument(one.option, dest=one.name, type=one.kind, metavar=one.name.upper(),
-                       help=one.doc)
-  return [one.name for one in taken]
+    group.add_argument(one.option, dest=one.option, type=one.kind, metavar=one.name.upper(),
+                       help=one.doc.replace('%', '%%'))
+  return {one.name: one.option for one in taken}

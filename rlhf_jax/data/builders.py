@@ -72,8 +72,11 @@ def build(data: Sequence[Source] | pathlib.PurePath | str, tokenizer: Tokenizer,
     _build(folder, data, tokenizer, place, heldout, seed, limits)
   from rlhf_jax.data import datasets  # half a second
   folder = store.fetched(folder, folder.name, CARD)  # array_record reads local files
-  card = json.loads((folder / CARD).read_text(encoding='utf-8'))
-  return Built(*(datasets.open_rows(kind, folder, name) for name in ('train', 'heldout')), card)
+  try:
+    card = json.loads((folder / CARD).read_text(encoding='utf-8'))
+    return Built(*(datasets.open_rows(kind, folder, name) for name in ('train', 'heldout')), card)
+  except datasets.LOST as error:
+    raise datasets.damaged(folder, str(error)) from error
 
 
 def _digest(data: Sequence[Source], place: Place, depends: Mapping[str, Any]) -> str:

@@ -15,8 +15,14 @@ from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+from google.protobuf import json_format
+
+from rlhf_jax.configs import BadInput
 
 Arrays = Mapping[str, np.ndarray]  # name -> [rows, ...]
+# What is raised where a small file of a dataset is cut or gone.
+LOST = (FileNotFoundError, ValueError, tfds.core.dataset_info.DatasetInfoFileError,
+        json_format.ParseError)
 _MEMORY = 256 * 2**20  # bytes of decoded rows that are kept: decoding takes 30 µs a row
 
 
@@ -81,8 +87,8 @@ BUILDERS: Mapping[str, type[_Builder]] = {
 class Rows:
   """Random access: len(rows), rows[i] → dict of read-only numpy arrays, in memory where small."""
 
-  def __init__(self, source: Any, count: int):
-    self._source, self._count = source, count
+  def __init__(self, source: Any, count: int, folder: pathlib.Path | None = None):
+    self._source, self._count, self._folder = source, count, folder
     self._kept: dict[str, np.ndarray] | None = None
     self._filled = np.zeros(count, bool)
 
@@ -95,7 +101,7 @@ class Rows:
       raise IndexError(f'row {index} of {self._count}')
     index %= self._count
     if not self._filled[index]:
-      row = self._source[index]
+      row = self._read(index)
       if self._kept is None:
         size = self._count * sum(value.nbytes for value in row.values())
         self._kept = {} if size > _MEMORY else {
@@ -110,11 +116,22 @@ class Rows:
       value.flags.writeable = False  # a view of what later epochs read
     return row
 
+  def _read(self, index: int) -> dict[str, np.ndarray]:
+    try:
+      return self._source[index]
+    except RuntimeError as error:  # of array_record, for a file that is cut or gone
+      raise damaged(self._folder, str(error)) from error
+
   @property
   def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
     """Shape and dtype of each field of a row."""
     return {name: (feature.shape, np.dtype(feature.np_dtype))
             for name, feature in self._source.dataset_info.features.items()} if self._count else {}
+
+
+def damaged(folder: pathlib.Path | None, why: str) -> BadInput:
+  """What is said of a dataset of which something was lost since it was built."""
+  return BadInput(f'{folder}: is damaged ({why}); delete it, and the same command builds it anew')
 
 
 def write(kind: str, splits: Mapping[str, Arrays], folder: pathlib.Path) -> None:
@@ -133,7 +150,7 @@ def open_rows(kind: str, folder: pathlib.Path, split: str) -> Rows:
     if split not in builder.info.splits:
       return Rows(None, 0)
     source = builder.as_data_source(split=split)
-  return Rows(source, len(source))
+  return Rows(source, len(source), folder)
 
 
 @contextlib.contextmanager

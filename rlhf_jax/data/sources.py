@@ -165,6 +165,8 @@ def require(sources: Sequence[Source], place: Place) -> None:
   known = [f'{folder} from {published.PUBLISHED[folder]}' for folder in folders
            if folder in published.PUBLISHED]
   where = f'below {place.data}' if place.data else 'here, and --data DIR was not given'
+  if all(locate(name, dataclasses.replace(place, data=None)).is_absolute() for name in missing):
+    where = 'there'  # whatever --data is
   raise BadInput(f'{", ".join(dict.fromkeys(missing))}: expected '
                  f'{"this file" if len(missing) == 1 else "these files"}, found nothing {where}'
                  + (f'; published: {"; ".join(known)}' if known else ''))

@@ -46,6 +46,7 @@ ROLES: Mapping[type, Mapping[str, tuple[type, ...]]] = {
     'reward': (configs.Reward,), 'rankings': (configs.Collect,)},
 }
 SAMPLED = (configs.Language, configs.PPO)
+OPTIONS = {'str': str, 'int': int, 'float': float}  # what the parameters of `runs` may be
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +81,8 @@ def parameters(file: Path) -> list[Parameter]:
   """The options that an experiment file takes, read from its text; none where `runs` is a dict.
 
   A parameter reads `name: str = '',  # what it is`, each on a line of its own.
+
+  Raises: BadInput for one that no word gives: bool('false') is true.
   """
   try:
     text = file.read_text('utf-8-sig')
@@ -95,10 +98,23 @@ def parameters(file: Path) -> list[Parameter]:
              *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True)]
     for argument, default in given:
       comment = re.search(r'  # (.*)$', lines[argument.end_lineno - 1])
-      kind = {'int': int, 'float': float}.get(getattr(argument.annotation, 'id', 'str'), str)
-      taken.append(Parameter(argument.arg, kind, default is None,
+      word = _type_of(argument.annotation, default)
+      if word not in OPTIONS:
+        raise BadInput(f'{file}:{argument.lineno}: parameter {argument.arg} of runs() is {word}; '
+                       f'expected {type_name(str | int | float)}')
+      taken.append(Parameter(argument.arg, OPTIONS[word], default is None,
                              comment[1] if comment else ''))
   return taken
+
+
+def _type_of(annotation: ast.expr | None, default: ast.expr | None) -> str:
+  """The type of a parameter as its file writes it, `X | None` as X; without one its default's."""
+  if annotation is not None:
+    return ast.unparse(annotation).strip("'").removesuffix(' | None')
+  with contextlib.suppress(ValueError):  # no literal
+    value = ast.literal_eval(default) if default is not None else None
+    return 'str' if value is None else type(value).__name__
+  return 'str'
 
 
 def load(file: Path, given: Mapping[str, Any] = types.MappingProxyType({}),
@@ -107,7 +123,8 @@ def load(file: Path, given: Mapping[str, Any] = types.MappingProxyType({}),
 
   Args:
     given: values of the file's own options by parameter name; None counts as not given.
-    placeholders: name what is required and was not given after its option, to list and explain.
+    placeholders: name what is required and was not given after its option, and take 1 for a
+      number, to list and explain.
 
   Raises:
     BadInput: no such file, not Python, no `runs`, a value of the wrong type, an unknown run, a
@@ -123,7 +140,8 @@ def load(file: Path, given: Mapping[str, Any] = types.MappingProxyType({}),
         f'{one.option} {one.name.upper()}' for one in missing)
         + f' (`run {file} --help` explains)')
     with _told(file):
-      runs = runs(**values | {one.name: one.name.upper() for one in missing})
+      runs = runs(**values | {one.name: one.name.upper() if one.kind is str else one.kind(1)
+                              for one in missing})
   if not isinstance(runs, dict) or not runs:
     raise BadInput(f"{file}: sets no `runs`; expected runs = {{'name': Language(…), …}}")
   sweep = getattr(module, 'sweep', None)
@@ -142,7 +160,7 @@ def check(experiment: Experiment) -> None:
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]*', str(name)) or name in RESERVED:
       raise BadInput(f'{experiment.file}: {name!r} cannot name a run: letters, digits, _ and -, '
                      f"and not {', '.join(RESERVED)}")
-    if not isinstance(config, KINDS):
+    if type(config) not in KINDS:  # of a subclass nothing says how it is made
       raise BadInput(f'{experiment.where(name)} is {_shown(config)}; expected '
                      f"{', '.join(k.__name__ for k in KINDS[:-1])} or {KINDS[-1].__name__}")
     check_value(functools.partial(experiment.where, name), '', config, type(config))
@@ -285,12 +303,15 @@ def _line_of(error: BaseException, file: Path) -> int:
 
 
 def _lines(file: Path) -> dict[tuple[str, ...], int]:
-  """Lines of the entries of `runs = {…}` and of their keyword arguments, where written out."""
+  """Lines of the entries of `runs = {…}` and of their keyword arguments, where written out; an
+  entry of a run's `models` stands deeper in the file and may have the name of a run.
+  """
   lines: dict[tuple[str, ...], int] = {}
   for node in ast.walk(ast.parse(file.read_text('utf-8-sig'))):
     entries = zip(node.keys, node.values, strict=True) if isinstance(node, ast.Dict) else ()
     for key, value in entries:
-      if isinstance(key, ast.Constant) and isinstance(value, ast.Call):
+      named = isinstance(key, ast.Constant) and isinstance(value, ast.Call)
+      if named and (key.value,) not in lines:
         lines[key.value,] = key.lineno
         lines |= {(key.value, k.arg): k.lineno for k in value.keywords if k.arg}
   return lines

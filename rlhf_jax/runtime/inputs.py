@@ -203,12 +203,13 @@ def _hashes(config: configs.Run, place: Place,
     file = sources.locate(given.file, place)
     if file.is_file():  # else the stage tells
       found['tokenizer.file'] = (given.file, _hash([file]))
-  for role, run in experiments.references(config).items():
+  for role, run in (experiments.references(config) | experiments.folders(config)).items():
+    parent = _parent(run, place)
     for name in OF_PARENTS:
-      path = place.workdir / run / name
+      path = parent / name
       if path.exists():
         found[f'{role}: {name}'] = (f'{run}/{name}', _hash([path]))
-    there = (workdir.read_json(place.workdir / run / 'inputs.json') or {}).get('sha256', {})
+    there = (workdir.read_json(parent / 'inputs.json') or {}).get('sha256', {})
     if trained := {name: hashed for name, hashed in there.items() if name != JUDGE}:
       found[f'{role}: inputs.json'] = (
         f'what {run} was made of', _hash([], json.dumps(trained, sort_keys=True).encode()))
@@ -233,13 +234,18 @@ def _read(config: configs.Run, place: Place) -> Iterator[tuple[str, configs.Sour
     return
   role = 'demonstrations' if config.demonstrations else 'init_from'
   run = getattr(config, role)
-  parent = builders.locate(run, place) if '/' in run else place.workdir / run
+  parent = _parent(run, place)
   if not (parent / 'finished.json').exists() or not isinstance(
       language := workdir.config_of(parent), configs.Language):
     return  # its config may change yet; or a model of others
   read = dict(_sources(language))
   if any(source.kind == 'demonstrations' for source in read.values()):
     yield from ((f'{role}: {name}', source) for name, source in read.items())
+
+
+def _parent(run: str, place: Place) -> Path:
+  """The folder of a run of this workdir, or of another, or of a model of others."""
+  return builders.locate(run, place) if '/' in run else place.workdir / run
 
 
 def _hash(files: Iterable[Path], code: bytes = b'') -> str:

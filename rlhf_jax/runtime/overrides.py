@@ -33,7 +33,8 @@ def split(words: Sequence[str]) -> tuple[list[str], list[tuple[str, str]]]:
   found: list[tuple[str, str]] = []
   pending = iter(words)
   for word in pending:
-    match = re.fullmatch(r'--([^=.\s]+\.[^=\s]+)(?:=(.*))?', word, re.DOTALL)
+    # An entry of Evaluate's models may have blanks in its name.
+    match = re.fullmatch(r'--([^=.\s]+\.[^=]*[^=\s])(?:=(.*))?', word, re.DOTALL)
     if not match:
       left.append(word)
       continue
@@ -122,6 +123,11 @@ def _replaced(config: Any, kind: Any, path: list[str], text: str, option: str) -
   if not path:
     return _read(text, kind, option)
   head, rest = path[0], path[1:]
+  if isinstance(config, dict):  # names of its own, which may have dots in them
+    for length in range(len(path), 1, -1):
+      if '.'.join(path[:length]) in config:
+        head, rest = '.'.join(path[:length]), path[length:]
+        break
   inside: dict[str, tuple[Any, Any]] = {}  # name -> (value, annotation)
   if dataclasses.is_dataclass(config):
     hints = typing.get_type_hints(type(config))

@@ -92,11 +92,12 @@ class Stopping:
   def _handle(self, number: int, frame: Any) -> None:
     again = self._interrupted and number == signal.SIGINT  # a launcher may send SIGTERM besides
     self._interrupted |= number == signal.SIGINT
+    # Kept too where it is raised: what is raised in a callback of the garbage collector is lost.
+    self.signal = number
     if not self.deferred or again:
       if processes.count() > 1:
         fail(128 + number)
       raise SystemExit(128 + number)
-    self.signal = number
 
 
 class Wishes:

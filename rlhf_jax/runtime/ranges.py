@@ -21,6 +21,9 @@ BELOW: Range = (lambda x: 0 <= x < 1, 'from 0 to below 1')
 # A key takes a seed's last 32 bits, so that a larger one would be another run's; half of them are
 # room for what is added to it.
 SEED: Range = (lambda x: 0 <= x < 2**31, f'from 0 to {2**31 - 1}')
+# Counted in an int32 by the compiled update.
+STEPS: Range = (lambda x: 0 <= x < 2**31, f'at least 0, at most {2**31 - 1}')
+UPDATES: Range = (lambda x: 1 <= x < 2**31, f'at least 1, at most {2**31 - 1}')
 DEVICES: Range = (lambda x: x == -1 or x >= 1, 'at least 1, or -1 for all that are left')
 
 
@@ -43,22 +46,23 @@ RANGES: Mapping[type, Mapping[str, Range]] = {
   configs.Mesh: {'data': DEVICES, 'fsdp': ONE, 'tensor': ONE},
   configs.Source: {'size': NONE, 'seed': SEED},
   configs.Language: {
-    'pretraining_share': BELOW, 'steps': NONE, 'epochs': ABOVE, 'batch': ONE, 'microbatch': NONE,
+    'pretraining_share': BELOW, 'steps': STEPS, 'epochs': ABOVE, 'batch': ONE, 'microbatch': NONE,
     'ema': BELOW, 'heldout': BELOW, 'evaluate_every': NONE, 'seed': SEED, 'prompt_cut': CUT,
     'select': one_of('', 'validation_loss', 'reward')},
-  configs.Collect: {'labels': ONE, 'others': NONE, 'temperature': NONE, 'batch': ONE,
-                    'seed': SEED, 'prompt_cut': CUT},
+  configs.Collect: {'labels': ONE, 'others': NONE, 'temperature': NONE, 'prompt_length': ONE,
+                    'response_length': ONE, 'batch': ONE, 'seed': SEED, 'prompt_cut': CUT},
   configs.Reward: {
     'k_max': NONE, 'batch': ONE, 'microbatch': NONE, 'epochs': ABOVE, 'heldout': BELOW,
     'evaluate_every': NONE, 'seed': SEED, 'prompt_cut': CUT},
   configs.PPO: {
     'response_length': ONE, 'episodes': ONE, 'minibatch': ONE, 'microbatch': NONE, 'epochs': ONE,
-    'updates': ONE, 'kl_coef': NONE, 'kl_target': NONE, 'kl_horizon': ONE, 'ptx_coef': NONE,
+    'updates': UPDATES, 'kl_coef': NONE, 'kl_target': NONE, 'kl_horizon': ONE, 'ptx_coef': NONE,
     'ptx_ratio': NONE, 'clip': CLIP, 'value_clip': NONE, 'discount': SHARE, 'gae_lambda': SHARE,
     'temperature': ABOVE, 'ema': BELOW, 'rollout_chunks': ONE, 'evaluate_every': NONE,
     'evaluation_size': ONE, 'seed': SEED, 'prompt_cut': CUT},
   configs.Sampled: {'temperature': NONE, 'best_of': ONE},
-  configs.Evaluate: {'batch': ONE, 'seed': SEED, 'prompt_cut': CUT},
+  configs.Evaluate: {'prompt_length': ONE, 'response_length': ONE, 'batch': ONE, 'seed': SEED,
+                     'prompt_cut': CUT},
   configs.Sweep: {'spacing': ABOVE, 'samples': ONE, 'best_of': NONE, 'batch': ONE, 'seed': SEED}}
 
 # What the sources of a field may be. Prompts of 'prompts' sources come from files of any kind but

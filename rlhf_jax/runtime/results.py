@@ -1,10 +1,11 @@
 """results.json from the finished runs of a workdir, and the table at the end of `run`.
 
 Enter: finished.json of each run. Leave: plain numbers, the summaries of Evaluate runs merged,
-seconds by run.
+seconds by run; nothing of a run whose parent was made anew with another configuration.
 Left out: figures and prose (report/).
 """
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rlhf_jax.runtime import workdir
 MEASURES = ('gold', 'proxy', 'kl', 'response_length', 'eos_rate', 'hallucination_rate',
             'truthful_rate', 'truthful_informative_rate', 'rude_rate', 'constraint_rate',
             'pretraining_loss')
+logger = logging.getLogger('rlhf_jax')
 
 
 def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
@@ -30,7 +32,8 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
     'seconds': {RUN: over all its restarts}.
   """
   finished = {name: found for name in runs
-              if (found := workdir.read_json(folder / name / 'finished.json')) is not None}
+              if (found := workdir.read_json(folder / name / 'finished.json')) is not None
+              and not _outlived(folder, name)}
   evaluations = {name: found['summary'] for name, found in finished.items()
                  if isinstance(runs[name], configs.Evaluate)}
   told: dict[str, Any] = {}
@@ -44,6 +47,28 @@ def assemble(folder: Path, runs: Mapping[str, configs.Run]) -> dict[str, Any]:
   if processes.first():
     workdir.write_json(folder / 'results.json', told)
   return told
+
+
+def _outlived(folder: Path, name: str) -> bool:
+  """Whether a run rests on one that was deleted and made with another configuration; says so."""
+  parent = _made_anew(folder, name)
+  if parent:
+    logger.warning('%s was made from another %s than there is now, and is left out of '
+                   'results.json; delete %s to make it again', name, parent, folder / name)
+  return bool(parent)
+
+
+def _made_anew(folder: Path, name: str) -> str:
+  """The first run below `name` that is another now; '' if none is. One that is gone is as it was.
+  """
+  parents = (workdir.read_json(folder / name / 'config.json') or {}).get('parents', {})
+  for run, hashed in parents.values():
+    there = None if '/' in run else workdir.read_json(folder / run / 'config.json')
+    if there is not None and there.get('hash') != hashed:
+      return run
+    if there is not None and (deeper := _made_anew(folder, run)):
+      return deeper
+  return ''
 
 
 def table(told: Mapping[str, Any]) -> rich.table.Table:

@@ -59,6 +59,8 @@ def sample(place: builders.Place, model: str, prompt: str | None = None, count: 
   config, context = parent.config, parent.model.context
   prompts = [prompt] * (count or 1) if prompt is not None else _prompts(
     config, parent.tokenizer, place, count)
+  for text in prompts:
+    _check_text(text, 'stdin' if prompt is None else '--prompt')
   tokens = max(len(parent.tokenizer.encode_prompt(p)) for p in prompts)
   if not tokens:
     raise BadInput(f'{model} has no token that starts a text: give a --prompt that is not empty')
@@ -139,11 +141,23 @@ def _prompts(config: configs.Language | configs.PPO | None, tokenizer: Tokenizer
     found, _ = builders.read_prompts(sources, tokenizer, dataclasses.replace(
       place, skip_bad_rows=True), builders.Limits.like(config))
     return [record.prompt for record in found[:count or 4]]
-  lines = [] if sys.stdin.isatty() else [line.rstrip('\n') for line in sys.stdin]
+  try:
+    lines = [] if sys.stdin.isatty() else [line.rstrip('\n') for line in sys.stdin]
+  except UnicodeDecodeError as error:
+    raise BadInput(f'stdin: is not UTF-8 text ({error.reason} at byte {error.start})') from error
   if not lines:
     raise BadInput(
       'this run has no prompts of its own: give --prompt TEXT, or prompts on stdin, one a line')
   return lines[:count or None]
+
+
+def _check_text(text: str, where: str) -> None:
+  """BadInput for what came as bytes that are no text: Python keeps them as lone surrogates."""
+  try:
+    text.encode()
+  except UnicodeEncodeError as error:
+    raise BadInput(f'{where}: is not UTF-8 text (character {error.start + 1} of {text!r:.80})'
+                   ) from error
 
 
 def _reward(folder: Path, run: str, config: configs.Language | configs.PPO) -> Parent | None:

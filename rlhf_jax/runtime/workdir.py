@@ -345,9 +345,9 @@ def check_space(folder: Path, needed: int) -> None:
     raise BadInput(no_space(folder, needed))
 
 
-def no_space(folder: Path, needed: int = 0) -> str:
+def no_space(folder: Path, needed: int = 0, option: str = '--workdir') -> str:
   """The message for a disk without space; `needed` is what the work at hand would take, in
-  bytes.
+  bytes, `option` what names the folder.
   """
   if not store.is_local(folder):
     folder = Path(tempfile.gettempdir())  # what is on the way to a store
@@ -356,7 +356,7 @@ def no_space(folder: Path, needed: int = 0) -> str:
   free = shutil.disk_usage(folder).free
   missing = max(needed - free, 64 << 20)
   return (f'no space left on the disk of {folder} ({_size(free)} free); free {_size(missing)} or '
-          'choose another --workdir, then start the same command again to go on: nothing is lost')
+          f'choose another {option}, then start the same command again to go on: nothing is lost')
 
 
 def is_no_space(error: BaseException | None) -> bool:

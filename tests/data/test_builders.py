@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,6 +126,25 @@ def test_a_second_call_reuses_and_a_change_builds_anew(place, tokenizer, monkeyp
   path.write_text(path.read_text() + '{"prompt": "new", "response": "one"}\n')
   assert build(source('demonstrations'), tokenizer, place, **LIMITS).card['records'] == 31
   assert len(list((place.workdir / 'data').iterdir())) == 9
+
+
+@pytest.mark.parametrize('lost', ['card.json', '*/*/*.array_record*', '*/*/dataset_info.json',
+                                  '*/*/features.json', '*/'])
+@pytest.mark.parametrize('cut', [True, False])
+def test_what_was_lost_since_is_told(place, tokenizer, lost, cut):
+  build(source('text'), tokenizer, place, length=16)
+  folder, = (path for path in (place.workdir / 'data').iterdir() if path.is_dir())
+  for path in folder.glob(lost):
+    if path.is_dir():
+      shutil.rmtree(path)
+    elif cut:
+      path.write_bytes(path.read_bytes()[:30])
+    else:
+      path.unlink()
+  with pytest.raises(BadInput, match=f'{folder}: is damaged .*; delete it, and the same'):
+    build(source('text'), tokenizer, place, length=16).train[0]
+  shutil.rmtree(folder)
+  build(source('text'), tokenizer, place, length=16).train[0]
 
 
 def test_two_workdirs_hold_the_same_bits(place, tokenizer, tmp_path):
@@ -269,7 +289,7 @@ def test_other_processes_wait_for_the_first(place, tokenizer, monkeypatch):
   assert build(source('text'), tokenizer, place, **LIMITS).card == built.card
   waited = []
   monkeypatch.setattr(builders.processes, 'wait_for', lambda path: waited.append(path.name))
-  with pytest.raises(FileNotFoundError):
+  with pytest.raises(BadInput, match='is damaged'):  # the wait was none
     build(source('prompts'), tokenizer, place, **LIMITS)
   assert len(waited) == 1 and waited[0].startswith('prompts-')
 

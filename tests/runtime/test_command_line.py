@@ -81,6 +81,7 @@ def test_seed_is_passed_on(main, faults, file, tmp_path):
   (['run', 'FILE', '--workdir', 'W', '--sft.steps', 'x'], "'x' is not int"),
   (['run', 'FILE', '--workdir', 'W', '--data', 'W/none'], 'no such folder'),
   (['run', 'FILE', '--workdir', 'FILE'], 'is a file, expected a folder'),
+  (['run', 'FILE', '--workdir', 'W/a[1]'], 'below a path with [ in it'),
   (['run', 'FILE'], 'required: --workdir'),
   (['run'], 'required: FILE'),
   (['run', 'FILE.py', '--workdir', 'W'], 'no such experiment file'),
@@ -109,6 +110,22 @@ def test_bad_input_is_the_last_line_and_exit_code_2(main, faults, file, tmp_path
   assert said in last(err)
   assert 'Traceback' not in err
   assert not (tmp_path / 'w').exists()
+
+
+def test_an_option_of_the_file_has_any_name_and_any_comment(main, faults, tmp_path):
+  path = tmp_path / 'mine.py'
+  path.write_text("""
+from rlhf_jax.configs import *
+def runs(
+  file: str,  # 50 % of it is read
+  runs: int = 2,  # steps of each
+):
+  return {file: Language(steps=runs)}
+""")
+  code, out, _ = main('run', path, '--help')
+  assert code == 0 and '50 % of it is read' in out and '--FILE.steps' in out
+  assert main('run', path, '--file', 'mine', '--runs', '3', '--workdir', tmp_path / 'w')[0] == 0
+  assert workdir.config_of(tmp_path / 'w' / 'mine').steps == 3
 
 
 def test_another_configuration_loses_nothing(main, faults, file, tmp_path):
@@ -172,6 +189,55 @@ def test_no_space_is_told_and_nothing_is_lost(main, faults, file, tmp_path, monk
     one, other = (checkpoint.load_parent(tmp_path / d / 'gpt', name).params['w']
                   for d in ('whole', 'w'))
     assert (one == other).all()
+
+
+@pytest.mark.parametrize('words, option', [
+  (['export', '--workdir', 'W', '--run', 'sft', '--out', 'OUT/model'], '--out'),
+  (['data', 'OUT/none.jsonl', '--kind', 'text', '--out', 'OUT/card.json'], '--out'),
+  (['preflight', 'FILE', 'gpt', '--topology', 'cpu:1', '--json', 'OUT/told.json'], '--json')])
+def test_no_space_beside_the_workdir_names_what_did_not_fit(main, file, tmp_path, monkeypatch,
+                                                            words, option):
+  def full(*_):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  monkeypatch.setattr(__main__, f'_{words[0]}', full)
+  out = tmp_path / 'out'
+  out.mkdir()
+  words = [w.replace('OUT', str(out)).replace('FILE', file) for w in words]
+  code, _, err = main(*(str(tmp_path / 'w') if w == 'W' else w for w in words))
+  assert code == 2 and 'Traceback' not in err
+  assert last(err).startswith(f'no space left on the disk of {out} (')
+  assert f'choose another {option}, then' in last(err)
+
+
+@pytest.mark.parametrize('number', [errno.EROFS, errno.EACCES, errno.EPERM])
+def test_a_folder_without_access_is_told(main, faults, file, tmp_path, monkeypatch, number):
+  def make(path):
+    raise OSError(number, os.strerror(number), str(path))
+  monkeypatch.setattr(__main__.store, 'make', make)
+  code, _, err = main('run', file, '--workdir', tmp_path / 'w')
+  assert code == 2 and 'Traceback' not in err
+  assert last(err) == (f'{tmp_path / "w"}: {os.strerror(number)}; give access to it, or name '
+                       'another place')
+
+
+@pytest.mark.parametrize('code, ordinary', [(143, False), (130, False), (2, True)])
+def test_a_signal_ends_the_process_without_the_libraries_exits(code, ordinary):
+  """A signal that came while XLA compiled ended most processes with a crash at exit, 139."""
+  program = f"""
+import atexit, runpy, sys
+from rlhf_jax import arguments
+def parser():
+  print('told')
+  raise SystemExit({code})
+arguments.parser = parser
+atexit.register(print, 'ordinary')
+sys.argv = ['rlhf_jax', 'list']
+runpy.run_module('rlhf_jax', run_name='__main__')
+"""
+  done = subprocess.run([sys.executable, '-c', program], capture_output=True, text=True,
+                        cwd=pathlib.Path(__file__).parents[2])
+  assert done.returncode == code
+  assert done.stdout.split() == ['told'] + ['ordinary'] * ordinary
 
 
 def test_help_explains_without_a_file_and_lists_every_field_with_one(main, file):

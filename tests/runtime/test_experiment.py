@@ -61,6 +61,8 @@ def test_order_is_parents_first_and_only_what_is_needed(written):
   ("against='b'", "against='sft'", r"against is 'sft', not an entry of its models"),
   ("Sampled('ppo')", 'Sampled()', r'models.a names no run'),
   ("'gpt': Language(steps=3)", "'gpt': 7", r"runs\['gpt'\] is 7 \(int\); expected Language, "),
+  ('runs = {', "class Mine(Language): pass\nruns = {'x': Mine(), ",
+   r"runs\['x'\] is .* \(Mine\); expected Language, "),
   ("'gpt': ", "'data': ", r"'data' cannot name a run"),
   ("'gpt': ", "'../gpt': ", r"'../gpt' cannot name a run"),
   ("'gpt': Language(steps=3)", "'gpt': Language(steps=3", r'mine.py:\d+: closing parenthesis'),
@@ -95,6 +97,38 @@ def test_a_mark_of_the_byte_order_and_a_default_that_is_a_name(tmp_path):
   assert [(one.option, one.required, one.doc) for one in experiment.parameters(file)] == [
     ('--text', True, 'a file'), ('--steps', False, 'how many')]
   assert experiment.load(file, {'text': 'a.txt'}).runs['gpt'].steps == 5
+
+
+@pytest.mark.parametrize('parameter, kind', [
+  ('rows: int', int), ('rows: int | None = None', int), ("rows: 'float' = 1.0", float),
+  ('rows=3', int), ('rows', str), ('rows=None', str), ('rows=str(3)', str)])
+def test_an_option_is_of_the_type_of_its_parameter(tmp_path, parameter, kind):
+  file = tmp_path / 'mine.py'
+  file.write_text('from rlhf_jax.configs import *\n'
+                  f"def runs({parameter}):\n  return {{'gpt': Language()}}\n")
+  assert [one.kind for one in experiment.parameters(file)] == [kind]
+
+
+@pytest.mark.parametrize('parameter', ['new: bool = False', 'new=False', 'new: tuple[int, ...]'])
+def test_an_option_that_no_word_gives_is_refused(tmp_path, parameter):
+  file = tmp_path / 'mine.py'
+  file.write_text(f'def runs(\n  {parameter},\n):\n  return {{}}\n')
+  with pytest.raises(BadInput, match=r'mine.py:2: parameter new of runs\(\) is (bool|tuple)'):
+    experiment.parameters(file)
+
+
+def test_a_number_that_is_required_has_a_stand_in(tmp_path):
+  file = tmp_path / 'mine.py'
+  file.write_text('from rlhf_jax.configs import *\n'
+                  "def runs(rows: int):\n  return {'gpt': Language(batch=8 * rows)}\n")
+  assert experiment.load(file, placeholders=True).runs['gpt'].batch == 8
+  with pytest.raises(BadInput, match='needs --rows ROWS'):
+    experiment.load(file)
+
+
+def test_a_run_named_as_an_entry_of_models_keeps_its_line(written):
+  read = written(GOOD.replace("'a': Sampled('ppo')", "'sft': Sampled('sft')"))
+  assert read.where('sft', 'batch') == f"{read.file}:5: runs['sft'].batch"
 
 
 def test_experiment_files_import_each_other(tmp_path, written):

@@ -184,6 +184,19 @@ def test_a_parent_that_was_made_of_other_data_is_another(data, begun):
     inputs.settle(begun, ppo, place)
 
 
+def test_a_run_of_another_workdir_that_was_made_of_other_data_is_another(data, begun, tmp_path):
+  one, far = data('one', 'cat'), tmp_path / 'far' / 'sft'
+  far.mkdir(parents=True)
+  config = configs.PPO(policy=str(far), reward='', prompts=())
+  workdir.write_json(far / 'inputs.json', {'data': '', 'sha256': {'data.0': 'a', 'judge': 'c'}})
+  inputs.settle(begun, config, at(begun, one))
+  workdir.write_json(far / 'inputs.json', {'data': '', 'sha256': {'data.0': 'a', 'judge': 'd'}})
+  inputs.settle(begun, config, at(begun, one))
+  workdir.write_json(far / 'inputs.json', {'data': '', 'sha256': {'data.0': 'b'}})
+  with pytest.raises(inputs.Changed, match=f'policy: inputs.json .what {far} was made of. differs'):
+    inputs.settle(begun, config, at(begun, one))
+
+
 def test_what_trains_nothing_begins_anew_with_other_data(data, begun, tmp_path, caplog):
   code = tmp_path / 'judge.py'
   code.write_text('def gold(prompt, responses):\n  return 1\n')

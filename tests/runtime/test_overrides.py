@@ -90,6 +90,17 @@ def test_the_rest_of_the_line_is_left_alone():
     ['run', 'a.b.py', 'gpt', '--workdir', 'x.y/z', '--seed=3'], [('gpt.steps', '5')])
 
 
+@pytest.mark.parametrize('name', ['GPT, prompted', 'v1', 'v1.5', 'a.b c'])
+def test_an_entry_of_models_has_any_name(name):
+  models = dict.fromkeys(('GPT, prompted', 'v1', 'v1.5', 'a.b c'), configs.Sampled('gpt'))
+  runs = {'gpt': RUNS['gpt'], 'evaluation': configs.Evaluate(models=models, against='v1')}
+  for words in ([f'--evaluation.models.{name}.temperature', '0'],
+                [f'--evaluation.models.{name}.temperature=0']):
+    _, found = overrides.split(words)
+    read = overrides.apply(Experiment(pathlib.Path('mine.py'), runs, {}), found).runs
+    assert read['evaluation'].models == models | {name: configs.Sampled('gpt', 0.0)}
+
+
 def test_seed_is_every_runs_and_an_override_wins():
   runs = changed('--reward.seed', '9', seed=4)
   assert {name: run.seed for name, run in runs.items()} == {

@@ -39,7 +39,7 @@ def test_every_range_is_of_a_field_and_holds_its_default():
 
 
 def test_shares_steps_and_sizes_have_a_range():
-  """Lengths and a model's shape are checked beside the data and in check_model."""
+  """Lengths of rows and a model's shape are checked beside the data and in check_model."""
   elsewhere = {'prompt_length', 'response_length', 'text_length', 'length', 'seed',
                'no_eos_penalty'}
   for kind in (configs.Optimizer, configs.Mesh, configs.Language, configs.Collect, configs.Reward,
@@ -55,6 +55,9 @@ def test_shares_steps_and_sizes_have_a_range():
   ('ppo.ptx_ratio', -1.0, 'at least 0'), ('ppo.rollout_chunks', 0, 'at least 1'),
   ('ppo.policy_optimizer.learning_rate', -1.0, 'at least 0'),
   ('ppo.policy_optimizer.b2', 1.0, 'from 0 to below 1'), ('gpt.steps', -1, 'at least 0'),
+  ('gpt.steps', 10**12, 'at least 0, at most 2147483647'),
+  ('ppo.updates', 2**31, 'at least 1, at most 2147483647'),
+  ('measured.response_length', 0, 'at least 1'), ('measured.prompt_length', 0, 'at least 1'),
   ('gpt.epochs', 0.0, 'above 0'), ('gpt.microbatch', -1, 'at least 0'),
   ('gpt.model.dropout', 1.5, 'from 0 to below 1'), ('gpt.optimizer.warmup', -1, 'at least 0'),
   ('gpt.mesh.data', 0, 'at least 1, or -1'), ('ppo.mesh.fsdp', -1, 'at least 1'),

@@ -93,6 +93,15 @@ def test_a_foreign_folder_in_the_workdir_is_no_hindrance(place):
     foreign.parent.rmdir()
 
 
+def test_bytes_that_are_no_text_are_refused(place, monkeypatch):
+  with pytest.raises(configs.BadInput, match=r"--prompt: is not UTF-8 text \(character 5 of"):
+    sample.sample(place, 'sft', 'one \udcff')
+  for errors, said in (('surrogateescape', 'character 2'), ('strict', 'at byte 1')):
+    monkeypatch.setattr('sys.stdin', io.TextIOWrapper(io.BytesIO(b'a\xff\n'), 'utf-8', errors))
+    with pytest.raises(configs.BadInput, match=f'stdin: is not UTF-8 text .*{said}'):
+      sample.sample(place, 'sft')
+
+
 def test_without_a_prompt_the_runs_own_or_stdin(place, monkeypatch):
   assert [one.prompt for one in sample.sample(place, 'same', count=2)] == PROMPTS[:2]
   assert [one.prompt for one in sample.sample(place, 'cut')] == [

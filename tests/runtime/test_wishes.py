@@ -41,3 +41,11 @@ def test_only_a_second_sigint_ends_a_process_at_once():
   with pytest.raises(SystemExit) as ended:
     stopping._handle(signal.SIGINT, None)
   assert ended.value.code == 130
+
+
+def test_a_signal_whose_exit_is_lost_is_obeyed_at_the_first_step():
+  """Python ignores what is raised in a callback of its garbage collector."""
+  stopping = Stopping()
+  with pytest.raises(SystemExit):
+    stopping._handle(signal.SIGTERM, None)
+  assert stopping.signal == signal.SIGTERM
