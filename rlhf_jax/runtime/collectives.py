@@ -306,7 +306,8 @@ def _moved(instruction: Instruction, scattered: bool) -> tuple[str, float]:
     raise Incomplete(f'no rule for {instruction.opcode} {instruction.name}')
   parts = sizes(instruction.shape)
   if instruction.opcode != kind and kind != 'all-reduce':
-    parts = parts[:1] if kind == 'collective-permute' else parts[1:2]  # (operand, result, …)
+    given = len(instruction.operands)  # (operands, results, …); several where XLA combined them
+    parts = parts[:given] if kind == 'collective-permute' else parts[given:2 * given]
   size = sum(parts)
   if kind == 'collective-permute':
     return kind, size

@@ -156,7 +156,9 @@ def test_how_many_devices_take_part(groups, size):
    'all-reduce', 2 * 16 * 3 / 4),
   ('%aa.0 = f32[8]{0} all-to-all(%x.0), replica_groups={{0,1,2,3}}', 'all-to-all', 32 * 3 / 4),
   ('%as.0 = (f32[2]{0}, f32[8]{0}) all-gather-start(%x.0), replica_groups={{0,1,2,3}}',
-   'all-gather', 32 * 3 / 4)])
+   'all-gather', 32 * 3 / 4),
+  ('%as.0 = ((f32[2]{0}, bf16[4]{0}), (f32[8]{0}, bf16[16]{0})) all-gather-start(%x.0, %x.0), '
+   'replica_groups={{0,1,2,3}}', 'all-gather', 64 * 3 / 4)])
 def test_prices(body, kind, size):
   assert collectives.count(module(body=body)).phases == {'rollout': {kind: pytest.approx(9 * size)}}
 
