@@ -5,7 +5,8 @@
 # What stands behind -- is the program's, with and without Slurm: fields and options that `run` and `sweep` both take.
 # With Slurm a job and, after it, an array (launch/slurm.sh); without it here, one after the other. --dry-run prints the
 # commands and starts nothing. The same command again makes what is missing. Here a point that fails (code 1) does not
-# keep the others from being made; its code is this script's. One that another process is making is waited for.
+# keep the others from being made; its code is this script's. One that another process is making is waited for. SIGTERM
+# and SIGINT to this script are the program's too: it saves, and the same command goes on.
 set -euo pipefail
 
 options=() words=() dry='' behind=''
@@ -82,9 +83,27 @@ if command -v sbatch >/dev/null; then
   show sbatch "--array=0-$((count - 1))" "$@" launch/slurm.sh "$lists/points"
   start sbatch "--array=0-$((count - 1))" "$@" launch/slurm.sh "$lists/points"
 else
+  program='' asked=''
+  stop() {
+    asked=$1
+    [ -z "$program" ] || kill -TERM "$program" 2>/dev/null || :
+  }
+  trap 'stop 143' TERM
+  trap 'stop 130' INT
   make() {
     show "$python" -m rlhf_jax "$@"
-    start "$python" -m rlhf_jax "$@"
+    [ -z "$dry" ] || return 0
+    [ -z "$asked" ] || exit "$asked"
+    "$python" -m rlhf_jax "$@" &
+    program=$!
+    local code=0
+    wait "$program" || code=$?
+    while kill -0 "$program" 2>/dev/null; do # a signal ended the waiting, and the program saves
+      code=0
+      wait "$program" || code=$?
+    done
+    program=''
+    return "$code"
   }
   # shellcheck disable=SC2086
   [ -z "$bases" ] || make run "$file" $bases --workdir "$workdir" ${words[@]+"${words[@]}"}

@@ -12,7 +12,6 @@ Left out: pretraining text, several devices.
 
 import dataclasses
 import functools
-import json
 import resource
 import sys
 import time
@@ -131,7 +130,7 @@ def early_exit(wish: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
   """Measures and prints."""
-  wish = json.loads(sys.argv[1])
+  wish = work.wish(__doc__)
   if not wish:
     jax.block_until_ready(jax.jit(jnp.negative)(jnp.ones(8)))
     told = {}

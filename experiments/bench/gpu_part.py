@@ -14,7 +14,6 @@ Left out: several devices.
 import collections
 import functools
 import itertools
-import json
 import os
 import pathlib
 import re
@@ -268,7 +267,7 @@ PARTS = {'rates': rates, 'sft': step, 'reward': step, 'rollout': rollout, 'ppo':
 
 def main() -> None:
   """Measures and prints."""
-  wish = json.loads(sys.argv[1])
+  wish = work.wish(__doc__)
   device, cache = jax.devices()[0], collections.Counter()
   if not wish.get('prepare') and (folder := os.environ.get('JAX_COMPILATION_CACHE_DIR')):
     executables.drop_torn(pathlib.Path(folder))  # of a process that was ended while it wrote

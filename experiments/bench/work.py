@@ -6,6 +6,7 @@ counts what a process weighed when it started another into the peak of that othe
 Left out: the measuring itself (measure.py).
 """
 
+import argparse
 import json
 import os
 import pathlib
@@ -40,6 +41,13 @@ def refuse(message: str) -> None:
   """Ends the program with exit code 2, the message on the last line of stderr."""
   print(message, file=sys.stderr)
   raise SystemExit(2)
+
+
+def wish(about: str) -> dict[str, Any]:
+  """The JSON that a measuring process is started with: its only word; `about` is for --help."""
+  parser = argparse.ArgumentParser(description=about.splitlines()[0])
+  parser.add_argument('wish', type=json.loads, metavar='JSON', help='the work; this file begins with its keys')
+  return parser.parse_args().wish
 
 
 def last_result(output: str) -> dict[str, Any] | None:

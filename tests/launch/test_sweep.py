@@ -3,8 +3,10 @@
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -99,6 +101,33 @@ esac
                         capture_output=True, text=True, env=os.environ | {'PATH': path})
   assert done.returncode == last, done.stderr
   assert asked.read_text().split() == [f'p{number + 1}' for number in range(made)]
+
+
+def test_a_signal_to_the_script_reaches_the_program_which_saves(tmp_path):
+  """And no further point is begun."""
+  path = without_slurm(tmp_path)
+  python = tmp_path / 'plain' / 'python3'
+  log = tmp_path / 'log'
+  (tmp_path / 'plain' / 'sleep').symlink_to(shutil.which('sleep'))
+  python.write_text(f"""#!/bin/sh
+case "$*" in
+  *--list) echo p1; echo p2;;
+  -c*) echo;;
+  *) trap 'sleep 0.3; echo saved >>{log}; exit 143' TERM
+     echo begun >>{log}
+     while :; do sleep 0.05; done;;
+esac
+""")
+  python.chmod(0o755)
+  (tmp_path / 'launch').mkdir()
+  shutil.copy(ROOT / 'launch' / 'sweep.sh', tmp_path / 'launch')
+  process = subprocess.Popen(['bash', 'launch/sweep.sh', 'f.py', 'w'], cwd=tmp_path,
+                             stdout=subprocess.DEVNULL, env=os.environ | {'PATH': path})
+  while not log.exists() or not log.read_text():
+    time.sleep(0.02)
+  process.send_signal(signal.SIGTERM)
+  assert process.wait(20) == 143
+  assert log.read_text().split() == ['begun', 'saved']
 
 
 def test_words_behind_two_dashes_are_the_programs(tmp_path):
