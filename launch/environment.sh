@@ -31,6 +31,11 @@ set_up() {
   wanted=$(cat requirements.txt; [ -z "$extra" ] || cat pyproject.toml)
   if [ "$wanted" != "$(cat "$stamp" 2>/dev/null || true)" ]; then
     echo "installing requirements.txt${extra:+ and the extra '$extra'} (once; a minute or two)"
+    # A start that was interrupted while it made .venv left one without pip, as uv does.
+    if ! .venv/bin/python -m pip --version >/dev/null 2>&1 && ! .venv/bin/python -m ensurepip >/dev/null; then
+      echo ".venv has no pip, and it cannot be put there: remove .venv and start again" >&2
+      return 2
+    fi
     .venv/bin/python -m pip install --quiet --disable-pip-version-check -r requirements.txt || return
     if [ -n "$extra" ]; then
       .venv/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[$extra]" || return

@@ -2,7 +2,7 @@
 # The whole pipeline on the miniature world, from a bare machine with Python 3.11 or later: about 7 minutes on 2 cores.
 # Arguments are passed on: bash launch/quickstart.sh --seed 1 --workdir runs/seed1
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 source launch/environment.sh
 
 set_up

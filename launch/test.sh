@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The fast tests; with --all the long ones too. Other arguments go to pytest: bash launch/test.sh -k resume
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+CDPATH='' cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.."
 source launch/environment.sh
 
 optional() {

@@ -5,7 +5,7 @@
 set -euo pipefail
 STARTED=$(date +%s)  # installing counts too
 export STARTED
-cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+CDPATH='' cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-python3}
 if [ "${1:-}" = --wheels ]; then
   exec "$python" experiments/bench/wheels.py make "${2:?--wheels DIR: a folder to put them in}"

@@ -65,3 +65,29 @@ def test_a_platform_that_is_set_stays(tmp_path):
   (tmp_path / 'requirements.txt').write_text('')
   (tmp_path / '.venv/installed').write_text('\n')
   assert shell('set_up; echo "$JAX_PLATFORMS"', tmp_path, JAX_PLATFORMS='tpu') == 'tpu'
+
+
+def test_a_start_after_one_that_was_interrupted_puts_pip_in(tmp_path):
+  program(tmp_path / '.venv/bin/python', '''case "$*" in
+  *ensurepip*) touch pip;;
+  "-m pip --version") test -e pip;;
+  "-m pip install"*) test -e pip;;
+esac''')
+  (tmp_path / 'requirements.txt').write_text('jax\n')
+  shell('set_up', tmp_path)
+  assert (tmp_path / '.venv/installed').read_text() == 'jax\n'
+
+
+@pytest.mark.parametrize('name', ['quickstart.sh', 'test.sh'])
+def test_a_script_finds_its_repository(tmp_path, name):
+  """Through a link, and where CDPATH leads to another folder of that name."""
+  (tmp_path / 'trap/launch').mkdir(parents=True)
+  launch = tmp_path / 'my repo/launch'
+  launch.mkdir(parents=True)
+  (launch / name).write_bytes((ROOT / 'launch' / name).read_bytes())
+  (launch / 'environment.sh').write_text('pwd; exit\n')
+  (tmp_path / 'link').symlink_to(launch / name)
+  for script in (f'launch/{name}', tmp_path / 'link'):
+    done = subprocess.run(['bash', script], cwd=launch.parent, text=True, capture_output=True,
+                          env=os.environ | {'CDPATH': str(tmp_path / 'trap')})
+    assert done.stdout.splitlines() == [str(launch.parent)], done.stderr
