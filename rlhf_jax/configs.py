@@ -1,5 +1,5 @@
-"""Every setting of every run, as frozen dataclasses, and which models cannot be (`check_model`);
-plain Python, no jax, so that `list` and `--help` answer at once.
+"""Every setting of every run, as frozen dataclasses, and which models and runs cannot be
+(`check_model`, `check_run`); plain Python, no jax, so that `list` and `--help` answer at once.
 
 A comment behind a field is its documentation: `--help` prints it. A field whose value the paper
 leaves open says "paper: not stated". Where a field names a run it may name a model folder instead,
@@ -292,3 +292,31 @@ def check_model(config: Model) -> None:
   for name, allowed in known.items():
     if getattr(config, name) not in allowed:
       raise BadInput(f'model.{name} = {getattr(config, name)!r}: expected one of {allowed}')
+
+
+def check_run(config: Run) -> None:
+  """Raises BadInput for numbers of a run that do not go together, as far as it alone tells."""
+  def refuse(wrong, text):
+    if wrong:
+      raise BadInput(text)
+
+  if isinstance(config, PPO):
+    episodes, minibatch = config.episodes, config.minibatch
+    refuse(episodes % minibatch, f'minibatch {minibatch} does not divide episodes {episodes}')
+    refuse(episodes % config.rollout_chunks,
+           f'rollout_chunks {config.rollout_chunks} does not divide episodes {episodes}')
+    rows, count = round(config.ptx_ratio * episodes, 6), episodes // minibatch
+    refuse(rows % count, f'ptx_ratio {config.ptx_ratio}: {rows:g} rows of text cannot be dealt to '
+           f'{count} minibatches')
+    refuse(config.kl_target and episodes >= 5 * config.kl_horizon,
+           f'kl_horizon {config.kl_horizon} must be more than a fifth of episodes {episodes}, '
+           'or kl_coef changes its sign')
+    refuse(config.kl_target and not config.kl_coef, 'kl_coef 0: kl_target cannot move it')
+  if isinstance(config, (Language, Reward, PPO)):
+    name = 'minibatch' if isinstance(config, PPO) else 'batch'
+    size, microbatch = getattr(config, name), config.microbatch
+    refuse(microbatch and size % microbatch,
+           f'{name}: microbatch {microbatch} does not divide {size}')
+  if isinstance(config, Language):
+    refuse(config.select and config.ema,
+           'select and ema: the average is of the last step, not of the chosen one')

@@ -46,7 +46,8 @@ def refuse(message: str) -> None:
 def wish(about: str) -> dict[str, Any]:
   """The JSON that a measuring process is started with: its only word; `about` is for --help."""
   parser = argparse.ArgumentParser(description=about.splitlines()[0])
-  parser.add_argument('wish', type=json.loads, metavar='JSON', help='the work; this file begins with its keys')
+  parser.add_argument('wish', type=json.loads, metavar='JSON',
+                      help='the work; its keys stand at the head of this file')
   return parser.parse_args().wish
 
 

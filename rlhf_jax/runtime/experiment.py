@@ -165,6 +165,10 @@ def check(experiment: Experiment) -> None:
                      f"{', '.join(k.__name__ for k in KINDS[:-1])} or {KINDS[-1].__name__}")
     check_value(functools.partial(experiment.where, name), '', config, type(config))
     ranges.check(functools.partial(experiment.where, name), config)
+    try:
+      configs.check_run(config)
+    except BadInput as error:
+      raise BadInput(f'{experiment.where(name)}: {error}') from error
     if isinstance(config, configs.Language) and not config.init_from:
       model = config.model  # an own tokenizer's ids are not counted yet
       try:

@@ -107,9 +107,7 @@ def _model(config, parents, tokenizer):
 
 def _check(config, place):
   """BadInput for settings that do not go together."""
-  stage.pieces_of(config.batch, config.microbatch, 'batch')
-  if config.select and config.ema:
-    raise configs.BadInput('select and ema: the average is of the last step, not of the chosen one')
+  configs.check_run(config)
   if place is None:
     return
   if config.select == 'reward' and not (config.reward and config.prompts and config.init_from):

@@ -252,23 +252,7 @@ def ptx_gradient(config: configs.PPO, models: Models, state: State, text: dict) 
 
 def _check(config, policy):
   """BadInput for numbers that do not go together."""
-  def refuse(wrong, text):
-    if wrong:
-      raise configs.BadInput(text)
-
-  refuse(config.episodes % config.minibatch,
-         f'minibatch {config.minibatch} does not divide episodes {config.episodes}')
-  refuse(config.episodes % config.rollout_chunks,
-         f'rollout_chunks {config.rollout_chunks} does not divide episodes {config.episodes}')
-  stage.pieces_of(config.minibatch, config.microbatch, 'minibatch')
-  rows = round(config.ptx_ratio * config.episodes, 6)
-  refuse(rows % (config.episodes // config.minibatch),
-         f'ptx_ratio {config.ptx_ratio}: {rows:g} rows of text cannot be dealt to '
-         f'{config.episodes // config.minibatch} minibatches')
-  refuse(config.kl_target and config.episodes >= 5 * config.kl_horizon,
-         f'kl_horizon {config.kl_horizon} must be more than a fifth of episodes {config.episodes}, '
-         'or kl_coef changes its sign')
-  refuse(config.kl_target and not config.kl_coef, 'kl_coef 0: kl_target cannot move it')
+  configs.check_run(config)
   stage.check_fits(max(config.prompt_length + config.response_length,
                        config.text_length if config.ptx_ratio else 0), policy)
 

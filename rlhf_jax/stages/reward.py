@@ -149,7 +149,7 @@ def make(config: configs.Reward, parents: dict[str, stage.Parent], place: Any,
   Raises:
     BadInput: unreadable rankings, rows beyond the context, microbatches that divide no batch.
   """
-  stage.pieces_of(config.batch, config.microbatch, 'batch')
+  configs.check_run(config)
   parent = parents['init_from']
   model = dataclasses.replace(parent.model, dropout=0.0)  # the paper names none here
   length = config.prompt_length + config.response_length

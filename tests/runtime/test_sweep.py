@@ -321,11 +321,11 @@ def test_a_point_that_diverges_is_told_and_the_rest_goes_on(begun, file, monkeyp
   wild = file.with_name('wild.py')
   wild.write_text(FILE.replace(
     "{'kl_coef': (0.0, 0.3), 'ptx_ratio': (0.0,), 'seed': (0, 1)}",
-    "{'policy_optimizer.learning_rate': (1e30,)}, {'minibatch': (3,)}"))
+    "{'policy_optimizer.learning_rate': (1e30,)}, {'response_length': (99,)}"))
   code = __main__.main(['sweep', str(wild), '--workdir', str(begun)])
   last = capsys.readouterr().err.strip().splitlines()[-1]
   assert code == 1 and last.startswith('2 of 3 points failed: policy_optimizer.learning_rate_1e+30')
-  assert 'at step' in last and 'minibatch 3 does not divide episodes 8' in last
+  assert 'at step' in last and 'tokens do not fit' in last
   summary = json.loads((begun / 'summary.json').read_text())
   assert [point['status'] for point in summary['points'].values()] == [
     'failed', 'failed', 'finished']
