@@ -24,6 +24,14 @@ LAYOUTS: Mapping[str, Sequence[tuple[str, ...]]] = {
   'rankings': [('prompt', 'completions', 'ranks'), ('prompt', 'chosen', 'rejected'),
                ('chosen', 'rejected')],
 }
+# Reader of a publisher's layout (readers.py) -> fields by which that is known.
+KNOWN_BY: Mapping[str, tuple[str, ...]] = {
+  'nectar': ('prompt', 'answers'), 'ultrafeedback': ('instruction', 'completions'),
+  'shp': ('history', 'human_ref_A'), 'webgpt': ('question', 'answer_0', 'score_0'),
+  'pku_saferlhf': ('response_0', 'better_response_id'),
+  'helpsteer3': ('response1', 'overall_preference'),
+  'openai_summarize': ('info', 'summaries', 'choice'),
+  'alpaca': ('instruction', 'output'), 'sharegpt': ('conversations',)}
 TURN = '\n\nAssistant:'  # before the turns of hh_rlhf's dialogues (Bai et al., 2022)
 _ASKED = '\n\nHuman:'
 _MARKS = re.compile(r'(?:\A|\n\n)(Human|Assistant):')
@@ -80,11 +88,14 @@ def _layout(kind: str, row: Mapping[str, Any]) -> tuple[str, ...]:
   missing = next((name for name in nearest if name not in row), None)
   if missing is None:  # a field that is there is null
     return nearest
-  near = difflib.get_close_matches(missing, [name for name in row if name not in nearest], n=1)
+  known = [reader for reader, fields in KNOWN_BY.items() if all(name in row for name in fields)]
+  near = difflib.get_close_matches(missing, [name for name in row if name not in nearest], n=1,
+                                   cutoff=0.7)
   listed = ' or '.join('{' + ', '.join(fields) + '}' for fields in LAYOUTS[kind])
   raise Refused(
     'missing field', missing, f'a row with {listed}',
     f'only {", ".join(map(repr, row))}' if row else 'an empty object',
+    f'name the reader {known[0]!r}' if known else
     f'rename {near[0]!r}' if near else f'is the kind {kind!r} right? or name a reader')
 
 
@@ -133,10 +144,12 @@ def _pair(kind: str, row: Mapping[str, Any]) -> tuple[Any, str, str]:
     check(name, side, list if isinstance(sides['chosen'], list) else str)
   given = row.get('prompt')
   if isinstance(sides['chosen'], str):
-    near = difflib.get_close_matches('prompt', [name for name in row if name not in sides], n=1)
-    if given is None and near and not all(TURN in side for side in sides.values()):
+    others = [name for name in row if name not in sides]
+    if given is None and others and not any(TURN in side for side in sides.values()):
+      near = difflib.get_close_matches('prompt', others, n=1) or others
       raise Refused('missing field', 'prompt', "'prompt' beside 'chosen' and 'rejected', which are "
-                    'no dialogues', f'only {", ".join(map(repr, row))}', f'rename {near[0]!r}')
+                    'no dialogues', f'only {", ".join(map(repr, row))}',
+                    f'rename {near[0]!r}' if len(near) == 1 else 'rename the field that holds it')
     (prompt, chosen), (other, rejected) = (
       ((given, side) if given is not None else dialogue(name, side))
       for name, side in sides.items())

@@ -1,4 +1,4 @@
-"""Layouts of published data sets: one function each, and where the files are to be had.
+"""Layouts of published data sets: one function each, and where experiments/ has its files from.
 
 In: a file being read. Out: records, each with its line. Left out: layouts that need no function of
 their own, hh_rlhf's among them (layouts.py). An empty completion of a ranking is no error: a model
@@ -6,15 +6,24 @@ may end at once, and labelers have a view on that.
 """
 
 import json
+import math
 import pathlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import comparisons, layouts, store
 from rlhf_jax.data.files import LeftOut, Reading
-from rlhf_jax.data.records import Ranking, Record, Refused, check, from_row, show
+from rlhf_jax.data.records import (
+  Ranking,
+  Record,
+  Refused,
+  check,
+  described,
+  from_row,
+  show,
+)
 
 # Where the folders that experiments/ names below --data come from.
 PUBLISHED: Mapping[str, str] = {
@@ -106,6 +115,118 @@ def _comparison(row: Any) -> Ranking:
     raise Refused('empty prompt', f'info.{body}', 'some text', '""', 'leave the row out')
   prompt = (f'TITLE: {title}\n\n' if title else '') + f'{body.upper()}: {text}\n\nTL;DR:'
   return Ranking(prompt, (texts[choice], texts[1 - choice]), (1, 2), labeler)
+
+
+def nectar(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Seven answers ranked by GPT-4 (Zhu et al., 2023), the prompt marked as hh_rlhf's."""
+  def make(row: Any) -> Iterator[Record]:
+    given = _inside(row, 'answers')
+    prompt = _get(row, 'prompt', str).strip().removesuffix(layouts.TURN) + layouts.TURN
+    yield _ranked(layouts.chat(prompt), [_get(one, 'answer', str, where) for where, one in given],
+                  [-_number(one, 'rank', where) for where, one in given])
+  return reading.each(make)
+
+
+def ultrafeedback(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Four answers with GPT-4's marks (Cui et al., 2023), ordered by the mean over its aspects,
+  which needs less correction than `overall_score` does.
+  """
+  def make(row: Any) -> Iterator[Record]:
+    given = _inside(row, 'completions')
+    yield _ranked(_get(row, 'instruction', str),
+                  [_get(one, 'response', str, where) for where, one in given],
+                  [_number(one, 'fine-grained_score', where) for where, one in given])
+  return reading.each(make)
+
+
+def shp(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Two comments under a post (Ethayarajh et al., 2022); label 1: A is preferred, 0: B."""
+  return reading.each(lambda row: [_two(
+    _get(row, 'history', str), [_get(row, f'human_ref_{one}', str) for one in 'AB'],
+    {1: 1, 0: -1}.get(_get(row, 'labels', int), 0))])
+
+
+def webgpt(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Two answers to a question, scored from −1 to 1 (Nakano et al., 2021)."""
+  return reading.each(lambda row: [_two(
+    _get(_get(row, 'question', dict), 'full_text', str, 'question.'),
+    [_get(row, f'answer_{one}', str) for one in (0, 1)],
+    _number(row, 'score_0') - _number(row, 'score_1'))])
+
+
+def pku_saferlhf(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Two answers and which is the more helpful (Ji et al., 2023); safety is another label."""
+  return reading.each(lambda row: [_two(
+    _get(row, 'prompt', str), [_get(row, f'response_{one}', str) for one in (0, 1)],
+    {0: 1, 1: -1}.get(_get(row, 'better_response_id', int), 0))])
+
+
+def helpsteer3(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """Two answers to a conversation (Wang et al., 2025): from −3, the first is much better, to 3."""
+  return reading.each(lambda row: [_two(
+    _get(row, 'context', list), [_get(row, f'response{one}', str) for one in (1, 2)],
+    -_number(row, 'overall_preference'))])
+
+
+def _two(prompt: Any, texts: Sequence[str], preference: float) -> Record:
+  """A pair: above 0 the first is better, below 0 the second."""
+  return _ranked(prompt, texts, [preference, 0])
+
+
+def _ranked(prompt: Any, texts: Sequence[str], scores: Sequence[float]) -> Record:
+  """A ranking by scores, higher is better; answers that say the same count once, by the best."""
+  best: dict[str, float] = {}
+  for text, score in zip(texts, scores, strict=True):
+    best[text] = max(score, best.get(text, score))
+  if len(best) < 2:
+    raise LeftOut('equal completions')
+  if len(set(best.values())) < 2:
+    raise LeftOut('all ranks tied')
+  ranks = [1 + sum(other > score for other in best.values()) for score in best.values()]
+  return layouts.record('rankings', {'prompt': prompt, 'completions': list(best), 'ranks': ranks})
+
+
+def _inside(row: Any, name: str) -> list[tuple[str, Any]]:
+  """('name[0].', first object), …: the objects of a list with what errors call them."""
+  return [(f'{name}[{index}].', one) for index, one in enumerate(_get(row, name, list))]
+
+
+def _number(row: Any, name: str, inside: str = '') -> float:
+  """A field that is a number, whole or not. Raises: Refused."""
+  check(inside.rstrip('.') or 'the row', row, dict)
+  value = row.get(name)
+  if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    raise Refused('wrong type', inside + name, 'a number', described(value), 'make it a number')
+  return value
+
+
+def alpaca(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """{"instruction", "input" or "context", "output" or "response"} (Taori et al., 2023; Dolly)."""
+  def make(row: Any) -> Iterator[Record]:
+    instruction = _get(row, 'instruction', str)
+    given, answer = (next((name for name in names if row.get(name) is not None), names[0])
+                     for names in (('input', 'context'), ('output', 'response')))
+    more = _get(row, given, str).strip() if given in row else ''
+    yield from_row('demonstrations', {
+      'prompt': f'{instruction}\n\n{more}' if more else instruction,
+      'response': _get(row, answer, str), 'category': row.get('category') or ''})
+  return reading.each(make)
+
+
+def sharegpt(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
+  """{"conversations": [{"from": "human", "gpt" or "system", "value"}]}: the last answer answers
+  what is before it.
+  """
+  roles = {'human': 'user', 'gpt': 'assistant'}
+
+  def make(row: Any) -> Iterator[Record]:
+    turns = [(_get(one, 'from', str, where), _get(one, 'value', str, where))
+             for where, one in _inside(row, 'conversations')]
+    messages = [{'role': roles.get(speaker, speaker), 'content': text} for speaker, text in turns]
+    if messages and messages[-1]['role'] != 'assistant':
+      raise LeftOut("the human's turn last")
+    yield layouts.record('demonstrations', {'messages': messages})
+  return reading.each(make)
 
 
 def pairs(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:

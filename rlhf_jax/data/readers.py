@@ -42,6 +42,14 @@ READERS: Mapping[str, tuple[Reader, str | None]] = {
   'hh_rlhf': (published.hh_rlhf, 'rankings'),
   'openai_summarize': (published.openai_summarize, 'rankings'),
   'mt_bench': (published.mt_bench, 'rankings'),
+  'nectar': (published.nectar, 'rankings'),
+  'ultrafeedback': (published.ultrafeedback, 'rankings'),
+  'shp': (published.shp, 'rankings'),
+  'webgpt': (published.webgpt, 'rankings'),
+  'pku_saferlhf': (published.pku_saferlhf, 'rankings'),
+  'helpsteer3': (published.helpsteer3, 'rankings'),
+  'alpaca': (published.alpaca, 'demonstrations'),
+  'sharegpt': (published.sharegpt, 'demonstrations'),
 }
 
 

@@ -32,7 +32,8 @@ def add_parser(commands: Any) -> None:
   add('--kind', required=True, choices=_KINDS)
   add('--reader', default='', metavar='NAME', help='as Source.reader; else by name and content: '
       'jsonl, json_list, parquet, plain, pairs, self_instruct, dolly, hh_rlhf, openai_summarize, '
-      'mt_bench, or file.py:function')
+      'mt_bench, nectar, ultrafeedback, shp, webgpt, pku_saferlhf, helpsteer3, alpaca, sharegpt, '
+      'or file.py:function')
   add('--split', default='train', metavar='NAME', help='for a reader of your own')
   add('--model', type=paths.anywhere, metavar='FOLDER',
       help="whose tokenizer counts: a Hugging Face folder, or a finished run's DIR/RUN")

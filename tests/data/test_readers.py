@@ -351,3 +351,81 @@ def test_the_help_of_data_names_every_reader(capsys):
     __main__.main(['data', '--help'])
   told = capsys.readouterr().out.replace(',', ' ').split()
   assert {name for name in readers.READERS if name} <= {*told}
+
+
+HELLO = [{'role': 'user', 'content': 'Hi'}]
+PUBLISHED = [
+  ('nectar', {'prompt': '\n\nHuman: Hi \n\nAssistant: ', 'answers': [
+    {'answer': 'worst', 'rank': 7.0}, {'answer': 'best', 'rank': 1.0},
+    {'answer': 'so', 'rank': 3.0}, {'answer': 'best', 'rank': 6.0}]}, ('worst', 'best', 'so'), (3, 1, 2)),
+  ('ultrafeedback', {'instruction': 'Hi', 'completions': [
+    {'response': 'a', 'fine-grained_score': 3.25, 'overall_score': 9.0},
+    {'response': 'b', 'fine-grained_score': 4.5, 'overall_score': 1.0},
+    {'response': 'c', 'fine-grained_score': 3.25, 'overall_score': 1.0}]},
+   ('a', 'b', 'c'), (2, 1, 2)),
+  ('shp', {'history': 'Hi', 'human_ref_A': 'a', 'human_ref_B': 'b', 'labels': 1},
+   ('a', 'b'), (1, 2)),
+  ('shp', {'history': 'Hi', 'human_ref_A': 'a', 'human_ref_B': 'b', 'labels': 0},
+   ('a', 'b'), (2, 1)),
+  ('webgpt', {'question': {'full_text': 'Hi'}, 'answer_0': 'a', 'answer_1': 'b', 'score_0': -0.5,
+              'score_1': 0.5}, ('a', 'b'), (2, 1)),
+  ('pku_saferlhf', {'prompt': 'Hi', 'response_0': 'a', 'response_1': 'b', 'better_response_id': 1,
+                    'safer_response_id': 0}, ('a', 'b'), (2, 1)),
+  ('helpsteer3', {'context': HELLO, 'response1': 'a', 'response2': 'b', 'overall_preference': -3},
+   ('a', 'b'), (1, 2)),
+  ('helpsteer3', {'context': HELLO, 'response1': 'a', 'response2': 'b', 'overall_preference': 1},
+   ('a', 'b'), (2, 1)),
+]
+
+
+@pytest.mark.parametrize(('reader', 'row', 'completions', 'ranks'), PUBLISHED)
+def test_published_rankings_have_their_publishers_order(reader, row, completions, ranks, tmp_path):
+  path = write(tmp_path / 'a.jsonl', row)
+  (record,), _ = read(path, reader, 'rankings')
+  assert (record.completions, record.ranks) == (completions, ranks)
+  assert record.prompt == ('Human: Hi\n\nAssistant:' if reader == 'helpsteer3' else
+                           'Human: Hi \n\nAssistant:' if reader == 'nectar' else 'Hi')
+  if reader in ('helpsteer3', 'nectar'):
+    assert list(record.prompt.messages) == HELLO
+  assert [prompt.prompt for prompt in read(path, reader, 'prompts')[0]] == [record.prompt]
+  with pytest.raises(BadInput, match=f"name the reader '{reader}'"):
+    read(path, '', 'rankings')
+
+
+@pytest.mark.parametrize(('reader', 'row', 'reason'), [
+  ('webgpt', {'question': {'full_text': 'Hi'}, 'answer_0': 'a', 'answer_1': 'b', 'score_0': 0.0,
+              'score_1': 0.0}, 'all ranks tied'),
+  ('helpsteer3', {'context': HELLO, 'response1': 'a', 'response2': 'a', 'overall_preference': 2},
+   'equal completions')])
+def test_published_rows_that_prefer_nothing_are_counted(reader, row, reason, tmp_path):
+  good = next(row for name, row, *_ in PUBLISHED if name == reader)
+  records, reading = read(write(tmp_path / 'a.jsonl', row, good), reader, 'rankings')
+  assert len(records) == 1 and reading.refused == {reason: 1}
+
+
+@pytest.mark.parametrize(('reader', 'row', 'message'), [
+  ('nectar', {'prompt': 'Human: Hi', 'answers': [{'answer': 'a', 'rank': True}]},
+   r"field 'answers\[0\].rank': expected a number, found true"),
+  ('webgpt', {'question': {'full_text': 'Hi'}, 'answer_0': 'a', 'answer_1': 'b', 'score_0': 1.0},
+   "field 'score_1': expected a number, found null"),
+  ('shp', {'history': 'Hi', 'human_ref_A': 'a', 'labels': 1}, "field 'human_ref_B'")])
+def test_published_rows_that_are_broken_are_refused(reader, row, message, tmp_path):
+  with pytest.raises(BadInput, match=message):
+    read(write(tmp_path / 'a.jsonl', row), reader, 'rankings')
+
+
+def test_published_demonstrations(tmp_path):
+  alpaca = write(tmp_path / 'a.jsonl', {'instruction': 'Add', 'input': '1 2', 'output': '3'},
+                 {'instruction': 'Say', 'input': '', 'output': 'x'},
+                 {'instruction': 'Sum up', 'context': 'All of it.', 'response': 'It.',
+                  'category': 'summarization'})
+  assert read(alpaca, 'alpaca', 'demonstrations')[0] == [
+    Demonstration('Add\n\n1 2', '3'), Demonstration('Say', 'x'),
+    Demonstration('Sum up\n\nAll of it.', 'It.', 'summarization')]
+  turn = lambda speaker, text: {'from': speaker, 'value': text}
+  shared = write(tmp_path / 's.jsonl', {'conversations': [
+    turn('system', 'Be kind.'), turn('human', 'Hi'), turn('gpt', 'Hello')]},
+    {'conversations': [turn('human', 'Hi'), turn('gpt', 'Hello'), turn('human', 'Bye')]})
+  (record,), reading = read(shared, 'sharegpt', 'demonstrations')
+  assert [one['role'] for one in record.prompt.messages] == ['system', 'user']
+  assert record.response == 'Hello' and reading.refused == {"the human's turn last": 1}
