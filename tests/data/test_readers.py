@@ -357,7 +357,8 @@ HELLO = [{'role': 'user', 'content': 'Hi'}]
 PUBLISHED = [
   ('nectar', {'prompt': '\n\nHuman: Hi \n\nAssistant: ', 'answers': [
     {'answer': 'worst', 'rank': 7.0}, {'answer': 'best', 'rank': 1.0},
-    {'answer': 'so', 'rank': 3.0}, {'answer': 'best', 'rank': 6.0}]}, ('worst', 'best', 'so'), (3, 1, 2)),
+    {'answer': 'so', 'rank': 3.0}, {'answer': 'best', 'rank': 6.0}]},
+   ('worst', 'best', 'so'), (3, 1, 2)),
   ('ultrafeedback', {'instruction': 'Hi', 'completions': [
     {'response': 'a', 'fine-grained_score': 3.25, 'overall_score': 9.0},
     {'response': 'b', 'fine-grained_score': 4.5, 'overall_score': 1.0},
