@@ -36,7 +36,7 @@ fi
 
 host=$(hostname -s)
 getent hosts "$host" >/dev/null || cannot "the name of this machine, $host, has no address"
-port=$((20000 + RANDOM % 20000))
+port=$((20000 + RANDOM % 12000))
 mkdir -p "$folder/state" "$folder/spool"
 chmod 755 "$folder"
 head -c 128 /dev/urandom >"$folder/munge.key"
