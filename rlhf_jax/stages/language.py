@@ -133,6 +133,7 @@ def make(config: configs.Language, parents: dict[str, stage.Parent], place: Any,
   model = _model(config, parents, tokenizer)
   if config.select == 'reward' and 'reward' in parents:
     stage.check_beside('reward', parents['reward'], tokenizer, config)
+    stage.check_fits(config.prompt_length + config.response_length, model)  # rows may be shorter
   length, targets = _sizes(config)
   stage.check_fits(length, model)
   shape = lambda dtype: jax.ShapeDtypeStruct((config.batch, length), dtype)

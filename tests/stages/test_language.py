@@ -240,6 +240,19 @@ def test_a_reward_model_that_cannot_read_samples_chooses_nothing(parents, tiny, 
     language.make(config, {'init_from': parents['init_from'], 'reward': other}, None)
 
 
+def test_samples_that_choose_fit_the_model_whose_rows_are_shorter(parents, tiny):
+  """Learned positions beyond the table would be clamped, without a word."""
+  tokenizer = types.SimpleNamespace(json='{}')
+  other, base = (dataclasses.replace(parents[role], tokenizer=tokenizer) for role in
+                 ('reward', 'init_from'))
+  other = dataclasses.replace(other, model=dataclasses.replace(other.model, context=999))
+  config = dataclasses.replace(tiny.LANGUAGE, init_from='sft', select='reward', prompt_length=90,
+                               response_length=9)
+  assert config.length <= base.model.context < 99
+  with pytest.raises(configs.BadInput, match='rows of 99 tokens do not fit the model'):
+    language.make(config, {'init_from': base, 'reward': other}, None)
+
+
 def test_a_model_without_rows_for_its_tokenizer_is_refused(tmp_path):
   (tmp_path / 'a.jsonl').write_text('{"text": "the cat runs, the cat sleeps"}\n' * 9)
   config = configs.Language(data=(configs.Source(files=('a.jsonl',)),),
