@@ -151,7 +151,7 @@ class Reading:
     """Numbered rows of a pyarrow batch. One that holds other bytes than UTF-8 is a bad row."""
     try:
       rows = batch.to_pylist()
-    except UnicodeDecodeError:  # it does not say in which row
+    except ValueError:  # other bytes than UTF-8 among them; it does not say in which row
       rows = None
     for index in range(batch.num_rows):
       self.rows += 1
@@ -159,6 +159,10 @@ class Reading:
         yield self.rows, rows[index] if rows else batch.slice(index, 1).to_pylist()[0]
       except UnicodeDecodeError as error:
         self.refuse(self.rows, Refused('not UTF-8', '', 'UTF-8', str(error), 'write it as UTF-8'))
+      except ValueError as error:  # times in nanoseconds, which Python has not
+        self.refuse(self.rows, Refused(
+          'no value of Python', '', 'values that Python has', ' '.join(str(error).split()),
+          'cast the column (times to microseconds) or drop it'))
 
   def _plain(self) -> Iterator[tuple[int, Any]]:
     """{'text'} of each document; blank lines part the documents, bad ones that are skipped do not.

@@ -56,6 +56,9 @@ def record(kind: str, row: Any, tied: bool = False) -> Record:
     values = {'prompt': _prompt('prompt', row['prompt'])}
     if kind == 'demonstrations':
       values['response'] = _answer(fields[1], row[fields[1]])
+      if fields[1] == 'completion' and row.get('label') is False:
+        raise Refused('a completion that is labelled bad', 'label', 'true, or no such field',
+                      'false: TRL so marks what is not to be learnt', 'leave the row out')
     elif kind == 'rankings' and isinstance(row['completions'], list):
       values['completions'] = [_answer(f'completions[{index}]', one) if isinstance(one, list)
                                else one for index, one in enumerate(row['completions'])]
@@ -89,14 +92,15 @@ def _layout(kind: str, row: Mapping[str, Any]) -> tuple[str, ...]:
   if missing is None:  # a field that is there is null
     return nearest
   known = [reader for reader, fields in KNOWN_BY.items() if all(name in row for name in fields)]
-  near = difflib.get_close_matches(missing, [name for name in row if name not in nearest], n=1,
-                                   cutoff=0.7)
+  types = list if missing in ('completions', 'ranks', 'messages') else (str, list)
+  near = difflib.get_close_matches(missing, [
+    name for name, value in row.items() if name not in nearest and isinstance(value, types)], n=2)
   listed = ' or '.join('{' + ', '.join(fields) + '}' for fields in LAYOUTS[kind])
   raise Refused(
     'missing field', missing, f'a row with {listed}',
     f'only {", ".join(map(repr, row))}' if row else 'an empty object',
     f'name the reader {known[0]!r}' if known else
-    f'rename {near[0]!r}' if near else f'is the kind {kind!r} right? or name a reader')
+    f'rename {near[0]!r}' if len(near) == 1 else f'is the kind {kind!r} right? or name a reader')
 
 
 def _prompt(field: str, value: Any) -> Any:

@@ -240,6 +240,8 @@ def cut(prompt: str, tokenizer: Tokenizer, limit: int) -> tuple[str, list[int]] 
   """
   if isinstance(prompt, Chat):
     return _cut_chat(prompt, tokenizer, limit)
+  if _SPEAKER.match(prompt.lstrip()):
+    prompt = prompt.lstrip()  # published dialogues start with the blank line before a mark
   speaker = _SPEAKER.match(prompt)
   mark = '\n\n' + speaker.group() if speaker else None
   starts = [found.start() + 2 for found in re.finditer(re.escape(mark), prompt)] if mark else []

@@ -190,7 +190,10 @@ class Settings:
 
   def rope(self, base: str = 'rope_theta') -> dict[str, Any]:
     """Rotary fields of configs.Model, from `rope_parameters` or the older fields."""
-    given = self.values.get('rope_parameters') or self.values.get('rope_scaling') or {}
+    # Of both transformers takes the older name's, which is what people add by hand.
+    given = self.values.get('rope_scaling') or self.values.get('rope_parameters') or {}
+    if not isinstance(given, Mapping):
+      raise BadInput(f'{self.file}: field \'rope_scaling\': expected an object, found {given!r}')
     inner = Settings(self.file, given)
     kind = given.get('rope_type', given.get('type', 'default'))
     if kind not in _ROPES:

@@ -95,6 +95,9 @@ def load(folder: Path, described: Description, mesh: jax.sharding.Mesh | None = 
   files = _files(folder)
   prefix = _prefix(described.family, files)
   _check_names(folder, described, rows, files, prefix)
+  if model.tied and kind == 'policy' and described.family.unembedding in files:
+    _check_tied(files, next(_theirs(rows['embed/tokens'], 0, prefix))[1],
+                described.family.unembedding)
 
   def one(path, shape, axes):
     ours = '/'.join(key.key for key in path)
@@ -140,12 +143,16 @@ def _theirs(row: families.Row, layers: int, prefix: str) -> Iterator[tuple[int |
 def _files(folder: Path) -> dict[str, Path]:
   """Name of every tensor -> the file that holds it."""
   index = folder / _INDEX
-  if index.is_file():
-    listed = {name: folder / file for name, file
-              in json.loads(index.read_text(encoding='utf-8'))['weight_map'].items()}
-  elif (folder / 'model.safetensors').is_file():
+  if (folder / 'model.safetensors').is_file():  # of both transformers reads this one
     with _open(folder / 'model.safetensors') as file:
       listed = dict.fromkeys(file.keys(), folder / 'model.safetensors')
+  elif index.is_file():
+    try:
+      listed = {name: folder / file for name, file
+                in json.loads(index.read_text(encoding='utf-8'))['weight_map'].items()}
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+      raise BadInput(f"{index}: expected an object with 'weight_map', the file of each tensor; "
+                     f'found {error!r}') from error
   else:
     raise BadInput(f'{folder}: expected model.safetensors or model.safetensors.index.json, found '
                    'neither; pickled weights (*.bin) are not read: save them as safetensors')
@@ -181,6 +188,27 @@ def _check_names(folder: Path, described: Description, rows: Mapping[str, famili
   if left:
     raise BadInput(f'{folder}: {len(left)} parameters are left over, the model that config.json '
                    f'describes has none such: {_some(left)}')
+
+
+def _check_tied(files: Mapping[str, Path], embedding: str, unembedding: str) -> None:
+  """Refuses a tied model with an output table of its own: transformers 4 drops it, 5 uses it."""
+  def size(name):
+    with _open(files[name]) as opened:
+      return opened.get_slice(name).get_shape()
+
+  def piece(name, start, stop):
+    with _open(files[name]) as opened:
+      return opened.get_slice(name)[start:stop]
+
+  rows, width = size(embedding)
+  step = max(1, PIECE_BYTES // max(4 * width, 1))
+  if size(unembedding) != [rows, width] or not all(
+      np.array_equal(*(piece(name, start, min(start + step, rows))
+                       for name in (embedding, unembedding)))
+      for start in range(0, rows, step)):
+    raise BadInput(f"{files[unembedding]}: {unembedding} is another table than {embedding}, though "
+                   "'tie_word_embeddings' is true in config.json; set it to false, or remove the "
+                   'tensor')
 
 
 def _some(names: Sequence[str]) -> str:

@@ -160,6 +160,15 @@ def test_a_text_of_parquet_that_is_no_utf8_is_a_bad_row(tmp_path):
   assert reading.rows == 3 and reading.refused == {'not UTF-8': 1}
 
 
+def test_times_that_python_has_not_are_a_bad_row(tmp_path):
+  pa.parquet.write_table(pa.table({
+    'text': ['one', 'two'], 'at': pa.array([1, 1000], pa.timestamp('ns'))}), tmp_path / 'a.parquet')
+  with pytest.raises(BadInput, match=r'row 1: expected values that Python has.*drop it'):
+    read(tmp_path / 'a.parquet', kind='text')
+  found, reading = read(tmp_path / 'a.parquet', kind='text', skip=True)
+  assert found == [Text('two')] and reading.refused == {'no value of Python': 1}
+
+
 def test_prompts_are_read_from_rankings_and_demonstrations(tmp_path):
   assert read(parquet(tmp_path / 'a.parquet', ROWS), kind='prompts')[0] == [
     Prompt(f'ask {index}', meta={'n': index}) for index in range(3)]

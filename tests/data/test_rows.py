@@ -183,6 +183,8 @@ def test_a_prompt_above_the_limit_stops_or_is_counted(kind, record, message, tok
    'Human: c?\n\nAssistant: d\n\nHuman: e?\n\nAssistant:'),
   ('Human: a?\n\nAssistant: b\n\nHuman: Why so? And why now?\n\nAssistant:', 30,
    'Human: Why so?\n\nAssistant:'),
+  # as in full-hh-rlhf and Nectar
+  ('\n\nHuman: a?\n\nAssistant: b\n\nHuman: c?\n\nAssistant: ', 25, 'Human: c?\n\nAssistant: '),
 ])
 def test_prompts_are_cut_where_a_sentence_or_a_turn_ends(prompt, limit, expected, tokenizer):
   found = rows.cut(prompt, tokenizer, limit)

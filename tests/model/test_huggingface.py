@@ -176,6 +176,9 @@ def changed(tmp_path, name='llama-policy', **settings):
 @pytest.mark.parametrize('settings, words', [
   ({'architectures': ['MambaForCausalLM']}, ['MambaForCausalLM', 'GPTNeoXForCausalLM']),
   ({'rope_parameters': {'rope_type': 'yarn', 'rope_theta': 1.0}}, ["'yarn'", 'llama3', 'linear']),
+  # what people add by hand stands beside rope_parameters, and wins in transformers
+  ({'rope_scaling': {'type': 'yarn', 'factor': 2.0}}, ["'yarn'"]),
+  ({'rope_scaling': 'linear'}, ['rope_scaling', 'an object', 'linear']),
   ({'hidden_act': 'relu'}, ['hidden_act', "'relu'", 'silu']),
   ({'attention_bias': True}, ['attention_bias', 'True']),
   ({'num_hidden_layers': None}, ['num_hidden_layers', 'missing']),
@@ -222,6 +225,36 @@ def test_known_buffers_and_tied_copies_are_skipped(tmp_path):
   tensors['transformer.h.0.attn.extra'] = np.ones((2,), np.float32)
   safetensors.numpy.save_file(tensors, folder / 'model.safetensors')
   with pytest.raises(BadInput, match=r'1 parameters are left over.*attn\.extra'):
+    loaded(folder)
+
+
+def test_a_tied_model_with_a_table_of_its_own_is_refused(tmp_path):
+  folder = changed(tmp_path, 'gpt2-policy')
+  tensors = safetensors.numpy.load_file(folder / 'model.safetensors')
+  table = tensors['transformer.wte.weight']
+  for other in (table + 1, table[:-1], np.concatenate([table, table[:1]])):
+    safetensors.numpy.save_file(tensors | {'lm_head.weight': other}, folder / 'model.safetensors')
+    with pytest.raises(BadInput, match=r'lm_head\.weight is another table.*tie_word_embeddings'):
+      loaded(folder)
+
+
+def test_of_one_file_and_an_index_the_file_is_read(tmp_path):
+  folder = changed(tmp_path)
+  described, params = loaded(folder)
+  huggingface.save(tmp_path / 'other', described.model, jax.tree.map(lambda leaf: leaf + 1, params),
+                   'policy', shard_bytes=8000)
+  for file in (tmp_path / 'other').glob('model*'):
+    shutil.copy(file, folder)
+  found = loaded(folder)[1]
+  assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), found, params))
+
+
+@pytest.mark.parametrize('content', ['{', '[]', '{}', '{"weight_map": 3}', '{"weight_map": [1]}'])
+def test_an_index_that_is_none_is_named(content, tmp_path):
+  folder = changed(tmp_path)
+  (folder / 'model.safetensors').unlink()
+  (folder / 'model.safetensors.index.json').write_text(content)
+  with pytest.raises(BadInput, match=r"index\.json: expected an object with 'weight_map'"):
     loaded(folder)
 
 
