@@ -108,7 +108,7 @@ def _comparison(row: Any) -> Ranking:
   if texts[0] == texts[1]:
     raise Refused('equal completions', 'summaries', 'two different texts', show(texts[0]),
                   'leave the row out')
-  body = 'article' if 'article' in info else 'post'
+  body = 'article' if info.get('article') is not None else 'post'  # Parquet has both, one null
   text = _get(info, body, str, 'info.').strip()
   title = _get(info, 'title', str, 'info.').strip() if info.get('title') is not None else ''
   if not text:
@@ -206,7 +206,7 @@ def alpaca(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
     instruction = _get(row, 'instruction', str)
     given, answer = (next((name for name in names if row.get(name) is not None), names[0])
                      for names in (('input', 'context'), ('output', 'response')))
-    more = _get(row, given, str).strip() if given in row else ''
+    more = _get(row, given, str).strip() if row.get(given) is not None else ''
     yield from_row('demonstrations', {
       'prompt': f'{instruction}\n\n{more}' if more else instruction,
       'response': _get(row, answer, str), 'category': row.get('category') or ''})
