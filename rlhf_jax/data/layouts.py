@@ -55,6 +55,8 @@ def record(kind: str, row: Any, tied: bool = False) -> Record:
   elif 'prompt' in fields:
     values = {'prompt': _prompt('prompt', row['prompt'])}
     if kind == 'demonstrations':
+      if fields[1] == 'completion' and row.get('label') is False:  # TRL's unpaired preferences
+        raise LeftOut('labelled as bad')
       values['response'] = _answer(fields[1], row[fields[1]])
     elif kind == 'rankings' and isinstance(row['completions'], list):
       values['completions'] = [_answer(f'completions[{index}]', one) if isinstance(one, list)

@@ -133,6 +133,16 @@ def test_pairs_of_dialogues_that_compare_nothing_are_left_out(row, reason):
   assert error.value.reason == reason
 
 
+@pytest.mark.parametrize('completion', ['r', [SO]])
+def test_a_completion_that_is_labelled_as_bad_is_no_demonstration(completion):
+  row = {'prompt': 'p' if completion == 'r' else [HI], 'completion': completion}
+  assert layouts.record('demonstrations', row | {'label': True}).response in ('r', 'So.')
+  with pytest.raises(LeftOut) as error:
+    layouts.record('demonstrations', row | {'label': False})
+  assert error.value.reason == 'labelled as bad'
+  assert layouts.record('prompts', row | {'label': False}).prompt
+
+
 @pytest.mark.parametrize(('kind', 'row', 'message'), [
   ('text', [], "expected a JSON object with 'text', found a list []"),
   ('text', {}, "field 'text': expected a row with {text}, found an empty object"),
