@@ -133,6 +133,18 @@ def test_pairs_of_dialogues_that_compare_nothing_are_left_out(row, reason):
   assert error.value.reason == reason
 
 
+@pytest.mark.parametrize('prompt', ['Why?', DIALOGUE, ASKED, f'{DIALOGUE} ', [HI, HELLO, WHY]])
+def test_dialogues_beside_their_prompt_are_no_completions(prompt):
+  row = {'prompt': prompt, 'chosen': f'{DIALOGUE} So.', 'rejected': f'{DIALOGUE} No.'}
+  assert layouts.record('rankings', row) == Ranking(ASKED, ('So.', 'No.'), (1, 2))
+  assert layouts.record('prompts', row) == Prompt(ASKED)
+  for other in ('Who?', [HI]):
+    with pytest.raises(Refused, match="field 'chosen': expected a dialogue that holds 'prompt'"):
+      layouts.record('rankings', row | {'prompt': other})
+  short = row | {'chosen': ' So.', 'rejected': ' No.'}
+  assert layouts.record('rankings', short).completions == (' So.', ' No.')
+
+
 @pytest.mark.parametrize('completion', ['r', [SO]])
 def test_a_completion_that_is_labelled_as_bad_is_no_demonstration(completion):
   row = {'prompt': 'p' if completion == 'r' else [HI], 'completion': completion}
@@ -167,6 +179,8 @@ def test_a_completion_that_is_labelled_as_bad_is_no_demonstration(completion):
    "field 'messages[0].role': expected a text, found null"),
   ('demonstrations', {'messages': [HI | {'content': [{'type': 'text'}]}, SO]},
    "field 'messages[0].content': expected a text, found a list"),
+  ('rankings', {'prompt': None, 'prompt_id': 'x', 'chosen': 'a', 'rejected': 'b'},
+   "field 'prompt': expected a text, found null"),
   ('rankings', {'prompt': 'p', 'chosen': 'a'}, "field 'rejected': expected a row with {prompt, "
    'completions, ranks} or {prompt, chosen, rejected} or {chosen, rejected}'),
   ('rankings', {'prompt': 'p', 'chosen': 'a', 'rejected': 'a'}, "'rejected': expected another"),
