@@ -39,10 +39,10 @@ def groups(records: Sequence[Record]) -> list[int]:
   """A number for each record; nearly the same prompts have the same one.
 
   Also where one goes on from the other, as a dialogue does from its earlier turns: what is shared
-  is long against the shorter of the two. O(n log n) comparisons; the order of records is of no
-  consequence.
+  is long against the shorter of the two. A question is the same as a plain text and as the only
+  turn of a conversation. O(n log n) comparisons; the order of records is of no consequence.
   """
-  texts = [normal(_parts(content(record))[1]) for record in records]
+  texts = [normal(_unmarked(_parts(content(record))[1])) for record in records]
   bodies = _without_beginning(set(texts))
   ordered = sorted(bodies, key=bodies.__getitem__)
   shared = [_prefix(bodies[one], bodies[other]) for one, other in itertools.pairwise(ordered)]
@@ -90,6 +90,12 @@ def _parts(prompt: str) -> tuple[str, str]:
   if not isinstance(prompt, Chat) or prompt.messages[0]['role'] != 'system':
     return '', prompt
   return prompt.messages[0]['content'], Chat(prompt.messages[1:])
+
+
+def _unmarked(prompt: str) -> str:
+  """A conversation without its first and last mark: of one turn what a plain prompt would be."""
+  return prompt.strip().removeprefix('Human:').removesuffix('Assistant:') if (
+    prompt.rstrip().endswith('\n\nAssistant:')) else prompt
 
 
 def _without_beginning(texts: set[str]) -> dict[str, str]:
