@@ -32,6 +32,7 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
   'helpsteer3': ('response1', 'overall_preference'),
   'openai_summarize': ('info', 'summaries', 'choice'),
   'alpaca': ('instruction', 'output'), 'sharegpt': ('conversations',)}
+_QUESTIONS = ('question', 'instruction', 'query', 'input')  # what others call a prompt
 TURN = '\n\nAssistant:'  # before the turns of hh_rlhf's dialogues (Bai et al., 2022)
 _ASKED = '\n\nHuman:'
 _MARKS = re.compile(r'(?:\A|\n\n)(Human|Assistant):')
@@ -150,7 +151,9 @@ def _pair(kind: str, row: Mapping[str, Any]) -> tuple[Any, str, str]:
     if given is None and others and not any(TURN in side for side in sides.values()):
       if 'prompt' in row:
         check('prompt', given, str)  # null: no other field is to be renamed
-      near = difflib.get_close_matches('prompt', others, n=1) or others
+      near = [name for name in _QUESTIONS if name in row][:1] or [
+        name for name in difflib.get_close_matches('prompt', others)
+        if name not in ('prompt_id', 'system_prompt')][:1] or others
       raise Refused('missing field', 'prompt', "'prompt' beside 'chosen' and 'rejected', which are "
                     'no dialogues', f'only {", ".join(map(repr, row))}',
                     f'rename {near[0]!r}' if len(near) == 1 else 'rename the field that holds it')

@@ -179,6 +179,12 @@ def test_a_completion_that_is_labelled_as_bad_is_no_demonstration(completion):
    "field 'messages[0].role': expected a text, found null"),
   ('demonstrations', {'messages': [HI | {'content': [{'type': 'text'}]}, SO]},
    "field 'messages[0].content': expected a text, found a list"),
+  ('rankings', {'system_prompt': 's', 'question': 'q', 'chosen': 'a', 'rejected': 'b'},
+   "'chosen', 'rejected'; rename 'question'"),
+  ('rankings', {'prompt_id': 'x', 'input': 'q', 'chosen': 'a', 'rejected': 'b'},
+   "'chosen', 'rejected'; rename 'input'"),
+  ('rankings', {'prompt_id': 'x', 'asked': 'q', 'chosen': 'a', 'rejected': 'b'},
+   "'chosen', 'rejected'; rename the field that holds it"),
   ('rankings', {'prompt': None, 'prompt_id': 'x', 'chosen': 'a', 'rejected': 'b'},
    "field 'prompt': expected a text, found null"),
   ('rankings', {'prompt': 'p', 'chosen': 'a'}, "field 'rejected': expected a row with {prompt, "
