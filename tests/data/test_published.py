@@ -45,7 +45,7 @@ CONTEXT = {'context': [{'role': 'user', 'content': 'Hi'}], 'response1': 'a', 're
   ('helpsteer3', CONTEXT | {'overall_preference': None}, 'overall_preference')])
 def test_a_label_that_is_none_of_the_publishers_is_neither_a_tie_nor_a_preference(
     reader, row, field, tmp_path):
-  with pytest.raises(BadInput, match=f"a.jsonl:1: field '{field}': expected "):
+  with pytest.raises(BadInput, match=rf"a\.jsonl:1: field '{field}': expected "):
     read(tmp_path, [row], reader, 'rankings')
 
 
