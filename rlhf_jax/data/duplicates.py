@@ -39,8 +39,8 @@ def groups(records: Sequence[Record]) -> list[int]:
   """A number for each record; nearly the same prompts have the same one.
 
   Also where one goes on from the other, as a dialogue does from its earlier turns: what is shared
-  is long against the shorter of the two. O(n log n) comparisons; the order of records is of no
-  consequence.
+  is long against the shorter of the two. A question is the same as a plain text and as the only
+  turn of a conversation. O(n log n) comparisons; the order of records is of no consequence.
   """
   texts = [normal(_parts(content(record))[1]) for record in records]
   bodies = _without_beginning(set(texts))
@@ -54,6 +54,7 @@ def groups(records: Sequence[Record]) -> list[int]:
   for place, text in enumerate(ordered):
     last += bool(place) and not (forth[place - 1] or back[place - 1])
     number[text] = last
+  number = _with_turns(number)
   return [number[text] for text in texts]
 
 
@@ -90,6 +91,25 @@ def _parts(prompt: str) -> tuple[str, str]:
   if not isinstance(prompt, Chat) or prompt.messages[0]['role'] != 'system':
     return '', prompt
   return prompt.messages[0]['content'], Chat(prompt.messages[1:])
+
+
+def _with_turns(number: dict[str, int]) -> dict[str, int]:
+  """Groups of texts, those of a plain question and of the same as a conversation's only turn one.
+
+  Apart from what is near: marks count among the characters that dialogues share.
+  """
+  parent = {group: group for group in number.values()}
+
+  def root(group: int) -> int:
+    while parent[group] != group:
+      parent[group] = group = parent[parent[group]]
+    return group
+
+  for text, group in number.items():
+    turn = number.get(f'human {text} assistant')
+    if turn is not None:
+      parent[root(turn)] = root(group)
+  return {text: root(group) for text, group in number.items()}
 
 
 def _without_beginning(texts: set[str]) -> dict[str, str]:

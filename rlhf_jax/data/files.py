@@ -121,7 +121,12 @@ class Reading:
       yield number, value
 
   def _json_list(self) -> Iterator[tuple[int, Any]]:
-    text = '\n'.join(line for _, line in self._lines())
+    lines = dict(self._decoded())
+    bad = next((number for number, line in lines.items() if line is None), None)
+    if bad is not None:  # without a line two rows may become one
+      raise BadInput(f'{self.path}:{bad}: expected UTF-8, found other bytes in a list, of which '
+                     'no line can be skipped; save the file as UTF-8')
+    text = '\n'.join(lines.values())
     try:
       items = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -32,6 +32,7 @@ KNOWN_BY: Mapping[str, tuple[str, ...]] = {
   'helpsteer3': ('response1', 'overall_preference'),
   'openai_summarize': ('info', 'summaries', 'choice'),
   'alpaca': ('instruction', 'output'), 'sharegpt': ('conversations',)}
+_QUESTIONS = ('question', 'instruction', 'query', 'input')  # what others call a prompt
 TURN = '\n\nAssistant:'  # before the turns of hh_rlhf's dialogues (Bai et al., 2022)
 _ASKED = '\n\nHuman:'
 _MARKS = re.compile(r'(?:\A|\n\n)(Human|Assistant):')
@@ -55,10 +56,9 @@ def record(kind: str, row: Any, tied: bool = False) -> Record:
   elif 'prompt' in fields:
     values = {'prompt': _prompt('prompt', row['prompt'])}
     if kind == 'demonstrations':
+      if fields[1] == 'completion' and row.get('label') is False:  # TRL's unpaired preferences
+        raise LeftOut('labelled as bad')
       values['response'] = _answer(fields[1], row[fields[1]])
-      if fields[1] == 'completion' and row.get('label') is False:
-        raise Refused('a completion that is labelled bad', 'label', 'true, or no such field',
-                      'false: TRL so marks what is not to be learnt', 'leave the row out')
     elif kind == 'rankings' and isinstance(row['completions'], list):
       values['completions'] = [_answer(f'completions[{index}]', one) if isinstance(one, list)
                                else one for index, one in enumerate(row['completions'])]
@@ -74,7 +74,7 @@ def _conversation(row: Mapping[str, Any]) -> tuple[str, ...]:
   holds = {name for name, value in row.items() if value is not None}
   if {'prompt', 'completions', 'ranks'} <= holds:
     return ()
-  if {'chosen', 'rejected'} <= holds and isinstance(row['chosen'], list):
+  if {'chosen', 'rejected'} <= holds and (isinstance(row['chosen'], list) or _dialogues(row)):
     return ('prompt', 'chosen', 'rejected')
   beside = {'prompt', 'response'} <= holds or {'prompt', 'completion'} <= holds or (
     {'prompt', 'chosen', 'rejected'} <= holds)
@@ -150,13 +150,22 @@ def _pair(kind: str, row: Mapping[str, Any]) -> tuple[Any, str, str]:
   if isinstance(sides['chosen'], str):
     others = [name for name in row if name not in sides]
     if given is None and others and not any(TURN in side for side in sides.values()):
-      near = difflib.get_close_matches('prompt', others, n=1) or others
+      if 'prompt' in row:
+        check('prompt', given, str)  # null: no other field is to be renamed
+      near = [name for name in _QUESTIONS if name in row][:1] or [
+        name for name in difflib.get_close_matches('prompt', others)
+        if name not in ('prompt_id', 'system_prompt')][:1] or others
       raise Refused('missing field', 'prompt', "'prompt' beside 'chosen' and 'rejected', which are "
                     'no dialogues', f'only {", ".join(map(repr, row))}',
                     f'rename {near[0]!r}' if len(near) == 1 else 'rename the field that holds it')
+    whole = given is None or _dialogues(row)
     (prompt, chosen), (other, rejected) = (
-      ((given, side) if given is not None else dialogue(name, side))
-      for name, side in sides.items())
+      dialogue(name, side) if whole else (given, side) for name, side in sides.items())
+    if whole and given is not None and not (
+        given.strip().removesuffix(TURN) in prompt if isinstance(given, str)
+        else conversation('prompt', given) == list(prompt.messages)):
+      raise Refused('two prompts', 'chosen', "a dialogue that holds 'prompt'", show(prompt),
+                    "correct or drop 'prompt'")
   else:
     (prompt, chosen), (other, rejected) = (
       _whole(name, side, given) for name, side in sides.items())
@@ -168,6 +177,12 @@ def _pair(kind: str, row: Mapping[str, Any]) -> tuple[Any, str, str]:
     raise Refused('equal completions', 'rejected', "another text than 'chosen'", show(rejected),
                   'leave the row out')
   return _prompt('prompt', prompt), chosen, rejected
+
+
+def _dialogues(row: Mapping[str, Any]) -> bool:
+  """Whether both sides are whole dialogues as hh_rlhf writes them, whatever stands beside them."""
+  return all(isinstance(side, str) and side.lstrip().startswith('Human:') and TURN in side
+             for side in (row['chosen'], row['rejected']))
 
 
 def _whole(name: str, side: Any, given: Any) -> tuple[Any, str]:

@@ -108,7 +108,7 @@ def _comparison(row: Any) -> Ranking:
   if texts[0] == texts[1]:
     raise Refused('equal completions', 'summaries', 'two different texts', show(texts[0]),
                   'leave the row out')
-  body = 'article' if 'article' in info else 'post'
+  body = 'article' if info.get('article') is not None else 'post'  # Parquet has both, one null
   text = _get(info, body, str, 'info.').strip()
   title = _get(info, 'title', str, 'info.').strip() if info.get('title') is not None else ''
   if not text:
@@ -122,6 +122,9 @@ def nectar(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
   def make(row: Any) -> Iterator[Record]:
     given = _inside(row, 'answers')
     prompt = _get(row, 'prompt', str).strip().removesuffix(layouts.TURN) + layouts.TURN
+    if '\n\nHuman:' not in f'\n\n{prompt}':  # all of it would be read as a system message
+      raise Refused('not a dialogue', 'prompt', "a turn that starts with 'Human:'",
+                    show(row['prompt']), 'write the marks of both speakers')
     yield _ranked(layouts.chat(prompt), [_get(one, 'answer', str, where) for where, one in given],
                   [-_number(one, 'rank', where) for where, one in given])
   return reading.each(make)
@@ -143,7 +146,7 @@ def shp(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
   """Two comments under a post (Ethayarajh et al., 2022); label 1: A is preferred, 0: B."""
   return reading.each(lambda row: [_two(
     _get(row, 'history', str), [_get(row, f'human_ref_{one}', str) for one in 'AB'],
-    {1: 1, 0: -1}.get(_get(row, 'labels', int), 0))])
+    {1: 1, 0: -1}[_one_of(row, 'labels', (0, 1))])])
 
 
 def webgpt(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
@@ -158,14 +161,14 @@ def pku_saferlhf(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
   """Two answers and which is the more helpful (Ji et al., 2023); safety is another label."""
   return reading.each(lambda row: [_two(
     _get(row, 'prompt', str), [_get(row, f'response_{one}', str) for one in (0, 1)],
-    {0: 1, 1: -1}.get(_get(row, 'better_response_id', int), 0))])
+    {0: 1, 1: -1}[_one_of(row, 'better_response_id', (0, 1))])])
 
 
 def helpsteer3(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
   """Two answers to a conversation (Wang et al., 2025): from −3, the first is much better, to 3."""
   return reading.each(lambda row: [_two(
     _get(row, 'context', list), [_get(row, f'response{one}', str) for one in (1, 2)],
-    -_number(row, 'overall_preference'))])
+    -_one_of(row, 'overall_preference', range(-3, 4)))])
 
 
 def _two(prompt: Any, texts: Sequence[str], preference: float) -> Record:
@@ -184,6 +187,15 @@ def _ranked(prompt: Any, texts: Sequence[str], scores: Sequence[float]) -> Recor
     raise LeftOut('all ranks tied')
   ranks = [1 + sum(other > score for other in best.values()) for score in best.values()]
   return layouts.record('rankings', {'prompt': prompt, 'completions': list(best), 'ranks': ranks})
+
+
+def _one_of(row: Any, name: str, values: Sequence[int]) -> int:
+  """A field that is one of `values`; another is no tie but a mark of its own, as −100 for none."""
+  value = _number(row, name)
+  if value not in values:
+    raise Refused(f'unknown {name}', name, ' or '.join(map(str, values)), show(value),
+                  'leave the row out')
+  return int(value)
 
 
 def _inside(row: Any, name: str) -> list[tuple[str, Any]]:
@@ -206,7 +218,7 @@ def alpaca(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
     instruction = _get(row, 'instruction', str)
     given, answer = (next((name for name in names if row.get(name) is not None), names[0])
                      for names in (('input', 'context'), ('output', 'response')))
-    more = _get(row, given, str).strip() if given in row else ''
+    more = _get(row, given, str).strip() if row.get(given) is not None else ''
     yield from_row('demonstrations', {
       'prompt': f'{instruction}\n\n{more}' if more else instruction,
       'response': _get(row, answer, str), 'category': row.get('category') or ''})
@@ -215,14 +227,19 @@ def alpaca(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
 
 def sharegpt(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
   """{"conversations": [{"from": "human", "gpt" or "system", "value"}]}: the last answer answers
-  what is before it.
+  what is before it. The published files name users and assistants in other ways, too.
   """
-  roles = {'human': 'user', 'gpt': 'assistant'}
+  roles = {'human': 'user', 'user': 'user', 'system': 'system', 'tool': 'tool',
+           **dict.fromkeys(('gpt', 'assistant', 'chatgpt', 'bing', 'bard'), 'assistant')}
 
   def make(row: Any) -> Iterator[Record]:
     turns = [(_get(one, 'from', str, where), _get(one, 'value', str, where))
              for where, one in _inside(row, 'conversations')]
-    messages = [{'role': roles.get(speaker, speaker), 'content': text} for speaker, text in turns]
+    for index, (speaker, _) in enumerate(turns):
+      if speaker not in roles:
+        raise Refused('unknown speaker', f'conversations[{index}].from',
+                      ' or '.join(map(repr, roles)), show(speaker), 'rename the speaker')
+    messages = [{'role': roles[speaker], 'content': text} for speaker, text in turns]
     if messages and messages[-1]['role'] != 'assistant':
       raise LeftOut("the human's turn last")
     yield layouts.record('demonstrations', {'messages': messages})

@@ -15,6 +15,7 @@ import hashlib
 import itertools
 import json
 import logging
+import math
 import pathlib
 import sys
 import time
@@ -272,13 +273,16 @@ def _ranked(config: configs.Collect, judge: records.Judge | None, prompts: Seque
     counts['ended'] += sum(response.ended for response in distinct)
     prompt, texts = prompts[index], tuple(response.marked for response in distinct)
     for labeler in draw_labelers(config, index):
-      ranks = tuple(int(rank) for rank in judge(prompt, texts, labeler).ranks)
+      ranks = tuple(judge(prompt, texts, labeler).ranks)
       if len(ranks) != len(texts):
         raise configs.BadInput(f'judge {config.judge}: {len(texts)} responses but {len(ranks)} '
                                f'ranks for the prompt {prompt.prompt!r}')
-      if min(ranks) < 1:
+      if not all(1 <= rank < math.inf for rank in ranks):  # NaN is not, either
         raise configs.BadInput(f'judge {config.judge}: found the ranks {ranks} for the prompt '
                                f'{prompt.prompt!r}; expected 1 for the best, 2 for the next')
+      if any(rank != int(rank) for rank in ranks):  # means of several: int() would tie 1.2 and 1.8
+        ranks = [1 + sum(other < rank for other in ranks) for rank in ranks]
+      ranks = tuple(map(int, ranks))
       pairs = len(ranks) * (len(ranks) - 1) // 2
       counts['pairs'] += pairs
       counts['tied'] += sum(a == b for i, a in enumerate(ranks) for b in ranks[:i])

@@ -119,3 +119,18 @@ def test_documents_and_the_card(tmp_path):
   assert found == [Text(LONG + 'one'), Text('short'), Text('shorter')]
   assert card['a.txt'] == {'read': 5, 'refused': {}, 'records': 5, 'duplicates': 1,
                            'long_prefix_duplicates': 1, 'not_taken': 0, 'kept': 3}
+
+
+@pytest.mark.parametrize('question', ['Why is the sky blue?', LONG])
+def test_a_question_is_the_same_as_a_plain_text_and_as_the_only_turn_of_a_conversation(question):
+  turn = {'role': 'user', 'content': question}
+  asked = [question, Chat([turn]), Chat([{'role': 'system', 'content': 'Be brief.'}, turn]),
+           f'\n\nHuman: {question}\n\nAssistant:']
+  assert len(set(duplicates.groups([Prompt(prompt) for prompt in asked]))) == 1
+  other = Prompt(Chat([{'role': 'user', 'content': 'Who are you?'}]))
+  assert len(set(duplicates.groups([Prompt(question), other]))) == 2
+
+
+def test_nothing_is_left_of_a_conversation_without_words():
+  empty = Prompt(Chat([{'role': 'user', 'content': ' '}]))
+  assert duplicates.groups([empty, Prompt('Hi'), empty]) in ([0, 1, 0], [1, 0, 1])

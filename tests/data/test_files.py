@@ -232,3 +232,11 @@ def test_what_a_reader_depends_on_names_the_dataset(own):
   assert (build(), build(), build('test')) == (1, 1, 2)
   (own / 'own.py').write_text(OWN + '# changed\n')
   assert build() == 3
+
+
+def test_no_line_of_a_json_list_is_skipped(tmp_path):
+  path = tmp_path / 'a.json'
+  path.write_bytes(b'[{"prompt": "p", "chosen": "a",\n"rejected": "caf\xe9"}, {"prompt": "q",\n'
+                   b'"chosen": "x", "rejected": "y"}]')  # without its line 2: p, x, y
+  with pytest.raises(BadInput, match=r'a\.json:2: expected UTF-8, found other bytes in a list'):
+    readers.read_file(path, '', 'rankings', True)

@@ -134,6 +134,28 @@ def test_pairs_of_dialogues_that_compare_nothing_are_left_out(row, reason):
   assert error.value.reason == reason
 
 
+@pytest.mark.parametrize('prompt', ['Why?', DIALOGUE, ASKED, f'{DIALOGUE} ', [HI, HELLO, WHY]])
+def test_dialogues_beside_their_prompt_are_no_completions(prompt):
+  row = {'prompt': prompt, 'chosen': f'{DIALOGUE} So.', 'rejected': f'{DIALOGUE} No.'}
+  assert layouts.record('rankings', row) == Ranking(ASKED, ('So.', 'No.'), (1, 2))
+  assert layouts.record('prompts', row) == Prompt(ASKED)
+  for other in ('Who?', [HI]):
+    with pytest.raises(Refused, match="field 'chosen': expected a dialogue that holds 'prompt'"):
+      layouts.record('rankings', row | {'prompt': other})
+  short = row | {'chosen': ' So.', 'rejected': ' No.'}
+  assert layouts.record('rankings', short).completions == (' So.', ' No.')
+
+
+@pytest.mark.parametrize('completion', ['r', [SO]])
+def test_a_completion_that_is_labelled_as_bad_is_no_demonstration(completion):
+  row = {'prompt': 'p' if completion == 'r' else [HI], 'completion': completion}
+  assert layouts.record('demonstrations', row | {'label': True}).response in ('r', 'So.')
+  with pytest.raises(LeftOut) as error:
+    layouts.record('demonstrations', row | {'label': False})
+  assert error.value.reason == 'labelled as bad'
+  assert layouts.record('prompts', row | {'label': False}).prompt
+
+
 @pytest.mark.parametrize(('kind', 'row', 'message'), [
   ('text', [], "expected a JSON object with 'text', found a list []"),
   ('text', {}, "field 'text': expected a row with {text}, found an empty object"),
@@ -156,8 +178,6 @@ def test_pairs_of_dialogues_that_compare_nothing_are_left_out(row, reason):
   ('demonstrations', {'messages': 'Hi'}, "field 'messages': expected a list, found a text"),
   ('demonstrations', {'messages': [{'from': 'human', 'value': 'Hi'}]},
    "field 'messages[0].role': expected a text, found null"),
-  ('demonstrations', {'prompt': 'a', 'completion': 'b', 'label': False},
-   "field 'label': expected true, or no such field, found false"),
   ('prompts', {'messages': [message('human', 'Hi'), message('gpt', 'So.')]},
    "field 'messages[0].role': expected 'user', found \"human\"; call it 'user'"),
   ('prompts', {'prompt': [HI, message('model', 'So.')]},
@@ -170,6 +190,14 @@ def test_pairs_of_dialogues_that_compare_nothing_are_left_out(row, reason):
    "found only 'prompt', 'response', 'complexity'; is the kind 'rankings' right?"),
   ('demonstrations', {'messages': [HI | {'content': [{'type': 'text'}]}, SO]},
    "field 'messages[0].content': expected a text, found a list"),
+  ('rankings', {'system_prompt': 's', 'question': 'q', 'chosen': 'a', 'rejected': 'b'},
+   "'chosen', 'rejected'; rename 'question'"),
+  ('rankings', {'prompt_id': 'x', 'input': 'q', 'chosen': 'a', 'rejected': 'b'},
+   "'chosen', 'rejected'; rename 'input'"),
+  ('rankings', {'prompt_id': 'x', 'asked': 'q', 'chosen': 'a', 'rejected': 'b'},
+   "'chosen', 'rejected'; rename the field that holds it"),
+  ('rankings', {'prompt': None, 'prompt_id': 'x', 'chosen': 'a', 'rejected': 'b'},
+   "field 'prompt': expected a text, found null"),
   ('rankings', {'prompt': 'p', 'chosen': 'a'}, "field 'rejected': expected a row with {prompt, "
    'completions, ranks} or {prompt, chosen, rejected} or {chosen, rejected}'),
   ('rankings', {'prompt': 'p', 'chosen': 'a', 'rejected': 'a'}, "'rejected': expected another"),

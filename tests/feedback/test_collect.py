@@ -97,6 +97,10 @@ def world(tmp_path, monkeypatch):
   judges = {'plain': Judge(), 'calibrated': Calibrated(),
             'indifferent': lambda prompt, texts, labeler: records.Judgement(
               (0.0,) * len(texts), (1,) * len(texts), ({},) * len(texts)),
+            'means': lambda prompt, texts, labeler: records.Judgement(
+              (0.0,) * len(texts), tuple(1 + i / 10 for i in range(len(texts)))),
+            'nan': lambda prompt, texts, labeler: records.Judgement(
+              (0.0,) * len(texts), (1.0, float('nan'), *range(2, len(texts)))),
             'from 0': lambda prompt, texts, labeler: records.Judgement(
               (0.0,) * len(texts), tuple(range(len(texts))))}
   monkeypatch.setattr(records, 'load_judge', lambda name: judges[name])
@@ -305,9 +309,17 @@ def test_killed_while_the_judge_is_calibrated(world, monkeypatch, calls):
     assert (folder / name).read_bytes() == (world.folder / 'whole' / name).read_bytes()
 
 
+def test_ranks_that_are_means_keep_their_order(world):
+  summary, _ = world('means', judge='means')
+  assert not summary['tied_share'] and not summary['all_tied']
+  found = [row.ranks for row in rows(world.folder / 'means')]
+  assert found and all(ranks == tuple(range(1, len(ranks) + 1)) for ranks in found)
+
+
 @pytest.mark.parametrize('changes, message', [
   ({'judge': 'indifferent'}, 'tied all responses'),
   ({'judge': 'from 0'}, r'found the ranks \(0, 1.*expected 1 for the best'),
+  ({'judge': 'nan'}, r'found the ranks \(1.0, nan.*expected 1 for the best'),
   ({'k': (1, 9)}, r'2 <= fewest'),
   ({'k': (5, 4)}, r'2 <= fewest'),
   ({'prompt_length': 4000}, 'the context of its policy is'),
