@@ -24,14 +24,17 @@ LAYOUTS: Mapping[str, Sequence[tuple[str, ...]]] = {
   'rankings': [('prompt', 'completions', 'ranks'), ('prompt', 'chosen', 'rejected'),
                ('chosen', 'rejected')],
 }
-# Reader of a publisher's layout (readers.py) -> fields by which that is known.
-KNOWN_BY: Mapping[str, tuple[str, ...]] = {
-  'nectar': ('prompt', 'answers'), 'ultrafeedback': ('instruction', 'completions'),
-  'shp': ('history', 'human_ref_A'), 'webgpt': ('question', 'answer_0', 'score_0'),
-  'pku_saferlhf': ('response_0', 'better_response_id'),
-  'helpsteer3': ('response1', 'overall_preference'),
-  'openai_summarize': ('info', 'summaries', 'choice'),
-  'alpaca': ('instruction', 'output'), 'sharegpt': ('conversations',)}
+# Kind -> fields by which a publisher's layout is known, and its reader (readers.py).
+KNOWN_BY: Mapping[str, Mapping[tuple[str, ...], str]] = {
+  'rankings': {
+    ('prompt', 'answers'): 'nectar', ('instruction', 'completions'): 'ultrafeedback',
+    ('history', 'human_ref_A'): 'shp', ('question', 'answer_0', 'score_0'): 'webgpt',
+    ('response_0', 'better_response_id'): 'pku_saferlhf',
+    ('response1', 'overall_preference'): 'helpsteer3',
+    ('info', 'summaries', 'choice'): 'openai_summarize'},
+  'demonstrations': {
+    ('instruction', 'output'): 'alpaca', ('instruction', 'response'): 'alpaca',
+    ('instruction', 'instances'): 'self_instruct', ('conversations',): 'sharegpt'}}
 _QUESTIONS = ('question', 'instruction', 'query', 'input')  # what others call a prompt
 TURN = '\n\nAssistant:'  # before the turns of hh_rlhf's dialogues (Bai et al., 2022)
 _ASKED = '\n\nHuman:'
@@ -91,7 +94,8 @@ def _layout(kind: str, row: Mapping[str, Any]) -> tuple[str, ...]:
   missing = next((name for name in nearest if name not in row), None)
   if missing is None:  # a field that is there is null
     return nearest
-  known = [reader for reader, fields in KNOWN_BY.items() if all(name in row for name in fields)]
+  known = [reader for of, layouts in KNOWN_BY.items() if kind in (of, 'prompts')
+           for fields, reader in layouts.items() if all(name in row for name in fields)]
   types = list if missing in ('completions', 'ranks', 'messages') else (str, list)
   near = difflib.get_close_matches(missing, [
     name for name, value in row.items() if name not in nearest and isinstance(value, types)], n=2)

@@ -16,6 +16,7 @@ from rlhf_jax.configs import BadInput
 from rlhf_jax.data import comparisons, layouts, store
 from rlhf_jax.data.files import LeftOut, Reading
 from rlhf_jax.data.records import (
+  ROLES,
   Ranking,
   Record,
   Refused,
@@ -229,8 +230,7 @@ def sharegpt(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
   """{"conversations": [{"from": "human", "gpt" or "system", "value"}]}: the last answer answers
   what is before it. The published files name users and assistants in other ways, too.
   """
-  roles = {'human': 'user', 'user': 'user', 'system': 'system', 'tool': 'tool',
-           **dict.fromkeys(('gpt', 'assistant', 'chatgpt', 'bing', 'bard'), 'assistant')}
+  roles = {**ROLES, 'tool': 'tool'}
 
   def make(row: Any) -> Iterator[Record]:
     turns = [(_get(one, 'from', str, where), _get(one, 'value', str, where))

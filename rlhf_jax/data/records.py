@@ -124,9 +124,9 @@ Judge = Callable[[Prompt, Sequence[str], str], Judgement]  # (prompt, responses,
 KINDS: dict[str, type] = {
   'text': Text, 'prompts': Prompt, 'demonstrations': Demonstration, 'rankings': Ranking}
 # What others call the roles. Were they left as they are, an answer would pass for a question.
-_ROLES = {'human': 'user', 'prompter': 'user', 'gpt': 'assistant', 'model': 'assistant',
-          'bot': 'assistant', 'chatbot': 'assistant',
-          **{name: name for name in ('system', 'user', 'assistant')}}
+ROLES: Mapping[str, str] = {
+  'system': 'system', **dict.fromkeys(('user', 'human', 'prompter'), 'user'), **dict.fromkeys(
+    ('assistant', 'gpt', 'model', 'bot', 'chatbot', 'chatgpt', 'bing', 'bard'), 'assistant')}
 _REQUIRED = {
   'text': {'text': str},
   'prompts': {'prompt': str},
@@ -204,7 +204,7 @@ def conversation(field: str, value: Any) -> list[dict[str, str]]:
     check(f'{field}[{index}]', one, dict)
     for name in ('role', 'content'):
       check(f'{field}[{index}].{name}', one.get(name), str)
-    wanted = _ROLES.get(one['role'].lower(), one['role'])
+    wanted = ROLES.get(one['role'].lower(), one['role'])
     if one['role'] != wanted:
       raise Refused('role of another name', f'{field}[{index}].role', repr(wanted),
                     show(one['role']), f'call it {wanted!r}')

@@ -2,7 +2,8 @@
 
 Enter: a config. Leave: BadInput for a share above 1, a decay of 1, no epochs: some of them would
 only stop a run in its first step, others would train nonsense. Plain Python, no jax.
-Left out: values that do not go together (the stages), shapes of models (configs.check_model).
+Left out: values that do not go together (configs.check_run, and the stages for what takes a
+parent), shapes of models (configs.check_model).
 """
 
 import dataclasses

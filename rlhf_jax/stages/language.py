@@ -37,7 +37,7 @@ def _sizes(config):
 
 
 def _update(config, model, steps, state, frozen, batch, key):
-  pieces = stage.pieces_of(config.batch, config.microbatch, 'batch')
+  pieces = stage.pieces_of(config.batch, config.microbatch)
   _, targets = _sizes(config)
   # Of the whole batch: the mean does not depend on the pieces.
   count = jnp.maximum(jnp.sum(batch['mask'][:, -targets or 1:]), 1)

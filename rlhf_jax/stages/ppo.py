@@ -185,7 +185,7 @@ def minibatch(config: configs.PPO, models: Models, state: State, seen: experienc
   rollout, length = seen.rollout, config.response_length
   # Of the whole minibatch, so microbatches add up to its mean.
   count = jnp.maximum(jnp.sum(rollout.mask), 1)
-  pieces = stage.pieces_of(config.minibatch, config.microbatch, 'minibatch')
+  pieces = stage.pieces_of(config.minibatch, config.microbatch)
 
   def policy_loss(params, piece):
     mask, old = piece.rollout.mask, piece.rollout.logprobs

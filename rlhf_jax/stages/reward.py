@@ -40,7 +40,7 @@ def _forward(model, length, params, batch):
 
 
 def _update(config, model, steps, state, frozen, batch, key):
-  pieces = stage.pieces_of(config.batch, config.microbatch, 'batch')
+  pieces = stage.pieces_of(config.batch, config.microbatch)
   mask = ranking.pair_mask(batch['ranks'], batch['present'])
   prompts = jnp.maximum(jnp.sum(jnp.any(mask, axis=(1, 2))), 1).astype(jnp.float32)
 

@@ -165,10 +165,8 @@ def check_beside(role: str, other: Parent, tokenizer: Any, config: Any) -> None:
                            'model of the same family')
 
 
-def pieces_of(batch: int, microbatch: int, name: str) -> int:
-  """Number of microbatches; BadInput if they do not divide the batch."""
-  if microbatch and batch % microbatch:
-    raise configs.BadInput(f'{name}: microbatch {microbatch} does not divide {batch}')
+def pieces_of(batch: int, microbatch: int) -> int:
+  """Number of microbatches; that they divide the batch is checked (configs.check_run)."""
   return batch // microbatch if microbatch else 1
 
 

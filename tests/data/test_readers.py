@@ -9,8 +9,8 @@ import pytest
 
 from rlhf_jax import __main__
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import readers
-from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Text
+from rlhf_jax.data import layouts, readers
+from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Refused, Text
 
 
 def write(path, *rows):
@@ -413,6 +413,15 @@ def test_published_rows_that_prefer_nothing_are_counted(reader, row, reason, tmp
 def test_published_rows_that_are_broken_are_refused(reader, row, message, tmp_path):
   with pytest.raises(BadInput, match=message):
     read(write(tmp_path / 'a.jsonl', row), reader, 'rankings')
+
+
+def test_the_readers_that_messages_name_are_there_and_give_that_kind():
+  for kind, known in layouts.KNOWN_BY.items():
+    assert {readers.READERS[reader][1] for reader in known.values()} == {kind}
+  with pytest.raises(Refused, match="name the reader 'alpaca'"):
+    layouts.record('demonstrations', {'instruction': 'Sum up', 'context': '', 'response': 'It.'})
+  with pytest.raises(Refused, match="is the kind 'text' right"):
+    layouts.record('text', {'instruction': 'Sum up', 'response': 'It.'})
 
 
 def test_published_demonstrations(tmp_path):

@@ -131,10 +131,9 @@ def test_blocks_are_cast_once_and_the_gradient_is_the_same(pieces):
 
 
 def test_microbatches_must_divide():
-  assert stage.pieces_of(12, 0, 'batch') == 1
-  assert stage.pieces_of(12, 4, 'batch') == 3
+  assert stage.pieces_of(12, 0) == 1 and stage.pieces_of(12, 4) == 3
   with pytest.raises(configs.BadInput, match='batch: microbatch 5 does not divide 12'):
-    stage.pieces_of(12, 5, 'batch')
+    configs.check_run(configs.Reward(batch=12, microbatch=5))
 
 
 @pytest.mark.parametrize(('larger', 'values', 'best'), [
