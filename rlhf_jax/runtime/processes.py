@@ -21,7 +21,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import processes
 
-HEARTBEAT_SECONDS = 30  # without a sign of life, after which a process counts as dead
+# Without a sign of life, after which a process counts as dead. A machine that stands still for half
+# a minute, as virtual ones do while they are copied or moved, is to live on.
+HEARTBEAT_SECONDS = 100
 SAVE = 1  # what a process may want besides a signal, which is above it
 
 
