@@ -21,9 +21,9 @@ from jax.sharding import NamedSharding, PartitionSpec
 from rlhf_jax.configs import BadInput
 from rlhf_jax.data import processes
 
-# Without a sign of life, after which a process counts as dead. A machine that stands still for half
-# a minute, as virtual ones do while they are copied or moved, is to live on.
-HEARTBEAT_SECONDS = 100
+# Without a sign of life, after which a process counts as dead: within the minute. A machine that
+# stands still for some 25 seconds, as virtual ones do while they are copied or moved, lives on.
+HEARTBEAT_SECONDS = 50
 SAVE = 1  # what a process may want besides a signal, which is above it
 
 
