@@ -7,6 +7,7 @@ parent), shapes of models (configs.check_model).
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -33,6 +34,7 @@ def one_of(*allowed: str) -> Range:
   return lambda x: x in allowed, ' or '.join(map(repr, allowed))
 
 
+ANY: Range = (lambda x: True, 'a number')
 CUT = one_of('refuse', 'head')
 CLIP: Range = (lambda x: x > 0, 'above 0 (1e9 does not clip)')
 
@@ -59,6 +61,7 @@ RANGES: Mapping[type, Mapping[str, Range]] = {
     'response_length': ONE, 'episodes': ONE, 'minibatch': ONE, 'microbatch': NONE, 'epochs': ONE,
     'updates': UPDATES, 'kl_coef': NONE, 'kl_target': NONE, 'kl_horizon': ONE, 'ptx_coef': NONE,
     'ptx_ratio': NONE, 'clip': CLIP, 'value_clip': NONE, 'discount': SHARE, 'gae_lambda': SHARE,
+    'no_eos_penalty': ANY,
     'temperature': ABOVE, 'ema': BELOW, 'rollout_chunks': ONE, 'evaluate_every': NONE,
     'evaluation_size': ONE, 'seed': SEED, 'prompt_cut': CUT},
   configs.Sampled: {'temperature': NONE, 'best_of': ONE},
@@ -89,8 +92,10 @@ def check(where: Callable[[str], str], config: Any, path: str = '') -> None:
   """
   for name, (fits, words) in RANGES.get(type(config), {}).items():
     value = getattr(config, name)
-    if not fits(value):
-      raise BadInput(f'{where(f"{path}{name}")} is {value!r}; expected {words}')
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not finite or not fits(value):
+      finitely = '' if finite else ' and finite'
+      raise BadInput(f'{where(f"{path}{name}")} is {value!r}; expected {words}{finitely}')
   for name, kinds in SOURCES.get(type(config), {}).items():
     value = getattr(config, name)
     for number, source in enumerate(value if isinstance(value, tuple) else ()):

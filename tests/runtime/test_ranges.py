@@ -40,8 +40,7 @@ def test_every_range_is_of_a_field_and_holds_its_default():
 
 def test_shares_steps_and_sizes_have_a_range():
   """Lengths of rows and a model's shape are checked beside the data and in check_model."""
-  elsewhere = {'prompt_length', 'response_length', 'text_length', 'length', 'seed',
-               'no_eos_penalty'}
+  elsewhere = {'prompt_length', 'response_length', 'text_length', 'length', 'seed'}
   for kind in (configs.Optimizer, configs.Mesh, configs.Language, configs.Collect, configs.Reward,
                configs.PPO, configs.Sampled, configs.Evaluate, configs.Sweep):
     numbers = {field.name for field in dataclasses.fields(kind) if field.type in (int, float)}
@@ -74,6 +73,16 @@ def test_an_option_out_of_its_range_is_told(file, path, value, words):
   with pytest.raises(BadInput, match=rf"e\.py:\d+: runs\['{run}'\]\.{field} is {value!r}; expected "
                                      f'{words}'):
     overrides.apply(experiment.load(file()), [(path, str(value))])
+
+
+@pytest.mark.parametrize('value', ['math.inf', 'math.nan'])
+@pytest.mark.parametrize('field', ['kl_coef', 'no_eos_penalty'])
+def test_an_infinite_number_of_a_file_is_told(tmp_path, field, value):
+  path = tmp_path / 'e.py'
+  path.write_text('import math\nfrom rlhf_jax.configs import *\n'
+                  f"runs = {{'gpt': Language(), 'ppo': PPO(policy='gpt', {field}={value})}}\n")
+  with pytest.raises(BadInput, match=rf"e\.py:3: runs\['ppo'\]\.{field} is .* and finite"):
+    overrides.apply(experiment.load(path), [])
 
 
 def test_every_seed_has_a_range():
