@@ -28,6 +28,7 @@ class Run:
   summary: Mapping[str, Any]
   seconds: float | None  # None: not finished
   steps: int | None
+  outlived: str = ''  # a run below it that was deleted and made with another configuration since
 
   @property
   def finished(self) -> bool:
@@ -54,8 +55,9 @@ class Contents:
   @property
   def evaluation(self) -> Run | None:
     """The Evaluate run that a page speaks of: of several finished ones the one that results.json
-    names, else the last; one that has not finished only where none has."""
-    found = self.of_kind('Evaluate')
+    names, else the last; one that has not finished only where none has. None of models that there
+    are no more."""
+    found = [run for run in self.of_kind('Evaluate') if not run.outlived]
     finished = [run for run in found if run.finished]
     named = [run for run in finished if run.name == self.results.get('evaluation')]
     return (named or finished or found or [None])[-1]
@@ -72,7 +74,7 @@ def read(workdir: pathlib.Path, without: Collection[str] = ()) -> Contents:
   """Reads a workdir, but for the runs named. What is missing counts as absent; what is damaged does
   too, and `left_out` says so."""
   left_out: list[str] = []
-  runs = {}
+  runs, described_as = {}, {}
   for path in sorted(workdir.glob('*/config.json')):
     if path.parent.name in without:
       continue
@@ -80,6 +82,10 @@ def read(workdir: pathlib.Path, without: Collection[str] = ()) -> Contents:
     # A point of a sweep, maybe of one that has other values by now, is no run of a page.
     if 'kind' in described and 'measured' not in (described.get('parents') or {}):
       runs[path.parent.name] = _run(path.parent, described, left_out)
+      described_as[path.parent.name] = described
+  for name, run in runs.items():
+    if run.finished and (parent := _made_anew(described_as, name)):
+      runs[name] = dataclasses.replace(run, outlived=parent)
   cards = {path.parent.relative_to(workdir / 'data').as_posix(): read_json(path, left_out)
            for path in sorted((workdir / 'data').glob('*/card.json'))}
   results = read_json(workdir / 'results.json', left_out)
@@ -137,6 +143,19 @@ def _run(folder: pathlib.Path, described: Mapping[str, Any], left_out: list[str]
                  for path in sorted((folder / 'evaluations').glob('*.jsonl'))},
     summary=finished.get('summary') or {}, seconds=finished.get('seconds'),
     steps=finished.get('steps'))
+
+
+def _made_anew(described: Mapping[str, Mapping[str, Any]], name: str, above: tuple[str, ...] = ()
+               ) -> str:
+  """The first run below `name` that is another now, as results.json has it; '' if none is."""
+  for parent in (described[name].get('parents') or {}).values():
+    run, hashed = parent if isinstance(parent, list) and len(parent) == 2 else (parent, None)
+    if run in described and run not in above and hashed is not None:
+      if described[run].get('hash') != hashed:
+        return run
+      if deeper := _made_anew(described, run, (*above, name)):
+        return deeper
+  return ''
 
 
 def _in_order(runs: Mapping[str, Run]) -> list[Run]:

@@ -326,6 +326,17 @@ def test_a_model_folder_is_what_was_pretrained(tmp_path):
   assert told.pretrained == 'base' and told.against == 'sft' and told.best == 'ppo_ptx'
 
 
+def test_what_was_measured_of_a_model_that_is_another_now_is_not_shown(tmp_path):
+  folder = made_up(tmp_path)
+  assert 'than there is now' not in report.write(folder).read_text(encoding='utf-8')
+  there = json.loads((folder / 'sft' / 'config.json').read_text())
+  write(folder / 'sft' / 'config.json', there | {'hash': 'another'})
+  page = report.write(folder).read_text(encoding='utf-8')
+  assert 'evaluation was made from another sft than there is now: what it measured' in page
+  assert 'reward was made from another' in page and 'gpt was made' not in page
+  assert 'sft says 3' not in page and contents.read(folder).measured == {}
+
+
 def test_the_aligned_model_spoken_of_first_is_told_by_its_settings(tmp_path):
   folder = made_up(tmp_path)
   described = json.loads((folder / 'ppo_ptx' / 'config.json').read_text())
