@@ -100,7 +100,8 @@ def prompts_and_text(config: configs.PPO, parent: Any, place: Any, shapes: Mappi
   """step -> the prompts of a PPO update, and rows of text where `shapes` has any.
 
   Args:
-    parent: the policy's run, whose tokenizer reads, and whose held-out text stays held out.
+    parent: the policy's run, whose tokenizer reads, and whose held-out text stays held out: that of
+      the Language run which it began as.
     shapes: {'prompts': {'tokens': [B, P], …}, 'pretraining': …}, whose fields a batch has.
 
   Raises: BadInput where text is wanted and no source is named, and as `builders.build` does.
@@ -112,8 +113,8 @@ def prompts_and_text(config: configs.PPO, parent: Any, place: Any, shapes: Mappi
   if 'pretraining' in shapes:
     if not config.pretraining:
       raise BadInput('pretraining: no text for the ptx gradient; name sources, or set ptx_ratio 0')
-    text = make(config.pretraining, heldout=getattr(parent.config, 'heldout', 0.0),
-                seed=getattr(parent.config, 'seed', config.seed)).train
+    text = make(config.pretraining, heldout=getattr(parent.language, 'heldout', 0.0),
+                seed=getattr(parent.language, 'seed', config.seed)).train
     parts['pretraining'] = batches(text, shapes['pretraining']['tokens'].shape[0], config.seed)
 
   def batch(step):

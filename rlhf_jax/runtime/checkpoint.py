@@ -245,7 +245,17 @@ def load_parent(folder: Path, weights: str = 'params',
         sharding.state_shardings(mesh, shapes, {'model': axes}))
     params = reader.restore(path, shapes)
   return Parent(model, Tokenizer.from_file(folder / 'model' / 'tokenizer.json'), params, config,
-                folder)
+                folder, language_below(folder, config))
+
+
+def language_below(folder: Path, config: configs.Run) -> configs.Language | None:
+  """The Language run that a policy began as; None where that is a model folder or gone."""
+  while isinstance(config, configs.PPO):
+    folder = store.path(config.policy) if '/' in config.policy else folder.parent / config.policy
+    if workdir.read_json(folder / 'finished.json') is None:
+      return None
+    config = workdir.config_of(folder)
+  return config if isinstance(config, configs.Language) else None
 
 
 def _check_model(folder: Path, again: str) -> None:

@@ -29,6 +29,7 @@ class Parent:
   params: Any
   config: Any = None
   folder: Any = None
+  language: Any = None  # config of the Language run that it began as, maybe itself
 
 
 @dataclasses.dataclass(frozen=True)

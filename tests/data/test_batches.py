@@ -1,12 +1,19 @@
 """Batches: batch t is a function of (seed, t) alone; an epoch sees every row once, in its order."""
 
 import itertools
+import json
 
+import jax
 import numpy as np
 import pytest
 
+from rlhf_jax import configs
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data.batches import batches, mixed
+from rlhf_jax.data.batches import batches, mixed, prompts_and_text
+from rlhf_jax.data.sources import Place
+from rlhf_jax.data.tokenizer import Tokenizer
+from rlhf_jax.runtime import checkpoint, workdir
+from rlhf_jax.stages.stage import Parent
 
 
 def rows(count, start=0):
@@ -83,3 +90,29 @@ def test_what_cannot_be():
     mixed(rows(4), rows(4), 4, 1.0, 0)
   with pytest.raises(BadInput, match=r'0\.1 of a batch of 4 is not a row'):
     mixed(rows(4), rows(4), 4, 0.1, 0)
+
+
+@pytest.mark.parametrize('runs', [{'sft': configs.Language()}, {
+  'sft': configs.Language(), 'ppo': configs.PPO(policy='sft'), 'again': configs.PPO(policy='ppo')}])
+def test_text_that_the_language_run_held_out_stays_held_out(tmp_path, runs):
+  """That of a PPO run which starts from a PPO run too."""
+  runs['sft'] = configs.Language(heldout=0.5, seed=3)
+  for name, run in runs.items():
+    workdir.write_json(tmp_path / name / 'config.json', workdir.describe(run, {}))
+    workdir.write_json(tmp_path / name / 'finished.json', {})
+  for kind, key in (('prompts', 'prompt'), ('text', 'text')):
+    (tmp_path / f'{kind}.jsonl').write_text(''.join(
+      json.dumps({key: f'{index:03d}'}) + '\n' for index in range(40)))
+  sources = {kind: (configs.Source(kind, (f'{kind}.jsonl',)),) for kind in ('prompts', 'text')}
+  config = configs.PPO(prompts=sources['prompts'], pretraining=sources['text'], episodes=4,
+                       text_length=4, seed=9)
+  tokenizer = Tokenizer.train(['0123456789'], 300)
+  shapes = {'prompts': {'tokens': None},
+            'pretraining': {'tokens': jax.ShapeDtypeStruct((40, 4), np.int32)}}
+  name, run = list(runs.items())[-1]
+  read = [prompts_and_text(
+    config, Parent(None, tokenizer, None, run, tmp_path / name, language),
+    Place(tmp_path / 'w', tmp_path), shapes)(0)['pretraining']['tokens'] for language in (
+      checkpoint.language_below(tmp_path / name, run), runs['sft'], None)]
+  texts = [set(map(tuple, rows.tolist())) for rows in read]
+  assert texts[0] == texts[1] and len(texts[0]) < 0.7 * len(texts[2])
