@@ -20,6 +20,7 @@ from rlhf_jax.report import contents, study_figures
 from rlhf_jax.report.study_figures import Variant
 
 SAMPLES, HIGHEST = 12, 5
+FIGURES = ('overoptimization', 'beta', 'tax_beta', 'gamma', 'tax_gamma', 'tax', 'training')
 # Measures of the second figure, and how columns of tables are told.
 PANELS = {
   'win_rate': 'wins against the start', 'gold': 'judge’s score', 'proxy': 'reward-model score',
@@ -61,7 +62,7 @@ def stopped(workdir: pathlib.Path) -> dict[str, str]:
 
 
 def page(workdir: pathlib.Path, environment: jinja2.Environment) -> str:
-  """The HTML; writes figures/NAME.svg and NAME.csv.
+  """The HTML; writes figures/NAME.svg and NAME.csv, and removes those that there are no more.
 
   Args:
     environment: with the filters of report.py.
@@ -73,6 +74,9 @@ def page(workdir: pathlib.Path, environment: jinja2.Environment) -> str:
   for name, (svg, rows) in drawn.items():
     store.write(workdir / 'figures' / f'{name}.svg', standalone(svg))
     store.write(workdir / 'figures' / f'{name}.csv', as_csv(rows))
+  for name in FIGURES:
+    for form in ('svg', 'csv') if name not in drawn else ():  # of a grid of before
+      (workdir / 'figures' / f'{name}.{form}').unlink(missing_ok=True)
   return environment.get_template('study.html').render(
     title=store.absolute(workdir).name, told=told, variants=variants,
     drawn={name: markupsafe.Markup(svg) for name, (svg, _) in drawn.items()},

@@ -199,7 +199,11 @@ def test_one_prompt_and_one_seed(tmp_path, monkeypatch):
     'base': 'ppo', 'grid': [], 'judge': 'judge', 'settings': {'spacing': 0.25, 'stand_in': ''}})
   measures = json.loads((tmp_path / 'summary.json').read_text())['variants'][0]['measures']
   assert measures['kl']['low'] is None and measures['win_rate']['low'] is not None
+  stale = tmp_path / 'figures' / 'gamma.svg'
+  stale.parent.mkdir()
+  stale.write_text('of a grid of before')
   text = report.write(tmp_path).read_text('utf-8')
+  assert not stale.exists()
   assert f'>{measures["kl"]["mean"]:.2f} <small>n = 1</small>' in text and '[–, –]' not in text
 
 
@@ -233,6 +237,7 @@ def test_tables_sort_by_numbers(page):
 
 def test_figures_are_files_too(folder):
   names = {path.stem for path in (folder / 'figures').glob('*.svg')}
+  assert names <= set(study_page.FIGURES)
   assert names == {'overoptimization', 'beta', 'tax_beta', 'tax', 'training'}
   for name in names:
     text = (folder / 'figures' / f'{name}.svg').read_text('utf-8')
