@@ -24,7 +24,7 @@ reward_prompts = (Source('prompts', files=('reward_prompts_validation.jsonl',)),
 
 CONTEXT = 2048  # [G3]
 DEMONSTRATIONS = 12_725  # training prompts with a demonstration [P table 6]
-# The paper leaves longer prompts out; here they are shortened [chosen], for that nothing of yours be
+# The paper leaves longer prompts out; here they are shortened [chosen], so that none of yours is
 # lost unseen. As published: --RUN.prompt_cut refuse and --skip-bad-rows, which counts them.
 LENGTHS = {'prompt_length': 1024, 'response_length': 1024, 'prompt_cut': 'head'}  # at most [P C]
 # How it is computed: float32 master weights as in the paper, bfloat16 where it has float16
