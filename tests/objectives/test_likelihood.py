@@ -138,3 +138,5 @@ def test_means_are_over_the_global_count():
   pieces = [likelihood.weighted_sum(values[i], mask[i], 8) for i in range(3)]
   np.testing.assert_allclose(sum(pieces), wanted, rtol=1e-6)
   assert float(masked_mean(np.full((3, 4), np.nan, np.float32), np.zeros((3, 4), bool))) == 0
+  one = np.arange(12).reshape(3, 4) == 7
+  assert float(masked_mean(values, one)) == values[one]

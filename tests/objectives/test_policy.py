@@ -141,6 +141,8 @@ def test_whiten_uses_the_population_variance(case):
 
 def test_whiten_of_a_constant_is_zero():
   np.testing.assert_allclose(whiten(np.full((2, 3), 4.0, np.float32), np.ones((2, 3), bool)), 0)
+  one = np.array([[False, True]])  # its mean is itself
+  np.testing.assert_array_equal(whiten(np.float32([[1, 4]]), one), 0)
 
 
 # ------------------------------------------------------------------------------------------ losses
