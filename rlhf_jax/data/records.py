@@ -15,6 +15,7 @@ import os
 import pathlib
 import re
 import sys
+import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -244,13 +245,56 @@ def load_judge(name: str) -> Judge:
   return load(name, 'judge')
 
 
+def load_reward(name: str) -> Callable[..., Any]:
+  """A reward function as `load` finds it, whose mistakes are a BadInput as it is traced."""
+  function, what = load(name, 'reward function'), f'reward function {name!r}'
+
+  def checked(tokens: Any, valid: Any, mask: Any) -> Any:
+    try:
+      told = function(tokens, valid, mask)
+    except Exception as error:
+      raise BadInput(f'{what}: {_failed(error)}') from error
+    if getattr(told, 'shape', None) != tokens.shape[:1]:
+      found = f'one of shape {told.shape}' if hasattr(told, 'shape') else described(told)
+      raise BadInput(f'{what}: expected an array of shape {tokens.shape[:1]}, a number for each '
+                     f'response, found {found}')
+    return told
+
+  return checked
+
+
+def asked(judge: Judge, prompt: Prompt, responses: Sequence[str], labeler: str) -> Judgement:
+  """The judge's word. Raises: BadInput where it is no Judgement."""
+  told = judge(prompt, responses, labeler)
+  if not all(hasattr(told, field) for field in ('scores', 'ranks', 'flags')):
+    raise BadInput(f'judge {getattr(judge, "__qualname__", judge)!r}: expected a Judgement of '
+                   f'scores and ranks, found {described(told)}')
+  return told
+
+
+def _failed(error: BaseException) -> str:
+  """FILE:LINE of a user where an exception came from, its kind, the first line of what it says."""
+  places = [(frame.filename, frame.lineno) for frame in traceback.extract_tb(error.__traceback__)
+            if frame.filename != __file__ and 'site-packages' not in frame.filename
+            and not frame.filename.startswith('<')]
+  if isinstance(error, SyntaxError):
+    places.append((error.filename, error.lineno))
+  at = '{}:{}: '.format(*places[-1]) if places else ''
+  return f'{at}{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}'
+
+
 @functools.cache
 def _module_of_file(path: pathlib.Path) -> Any:
   """A .py file as a module, executed once: a function loaded twice is the same object."""
   spec = importlib.util.spec_from_file_location(f'_file_{path.stem}', path)
   module = importlib.util.module_from_spec(spec)
   sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
-  spec.loader.exec_module(module)
+  try:
+    spec.loader.exec_module(module)
+  except BadInput:
+    raise
+  except (Exception, SystemExit) as error:  # exit code 0 would say that all is made
+    raise BadInput(_failed(error)) from error
   return module
 
 
@@ -276,6 +320,8 @@ def load(name: str, what: str) -> Callable[..., Any]:
         raise BadInput(f'{what} {name!r}: no module {error.name!r}; a file is named by its path, '
                        'with .py at the end') from error
       raise
+    except SystemExit as error:
+      raise BadInput(f'{what} {name!r}: {_failed(error)}') from error
   if not callable(getattr(module, attribute, None)):
     names = [name for name in vars(module)
              if callable(vars(module)[name]) and not name.startswith('_')]
