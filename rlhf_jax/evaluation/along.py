@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import configs
-from rlhf_jax.data import agreement, records
+from rlhf_jax.data import agreement, functions, records
 from rlhf_jax.evaluation import judged, reward_accuracy, text_loss, text_statistics, winrate
 from rlhf_jax.model import responses
 from rlhf_jax.objectives import policy as objective
@@ -66,7 +66,7 @@ def scorer(config: configs.PPO, reward: Any, tokenizer: Any, sizes: Mapping[str,
   if reward is not None:
     return lambda asked, found: responses.score_responses(
       reward.model, reward.params, tokenizer, asked, found, **sizes)
-  function = jax.jit(records.load_reward(config.reward))
+  function = jax.jit(functions.load_reward(config.reward))
   lengths = sizes['prompt_length'], sizes['response_length']
   return lambda asked, found: np.asarray(
     function(*responses.rows(tokenizer, asked, found, *lengths)), np.float32)

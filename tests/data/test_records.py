@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import records
+from rlhf_jax.data import functions, records
 from rlhf_jax.data.records import Chat, Demonstration, Prompt, Ranking, Refused, Text
 from rlhf_jax.model import responses
 
@@ -164,11 +164,11 @@ def test_a_file_that_cannot_be_executed_is_told_with_its_line(text, message, tmp
 
 @pytest.mark.parametrize(('body', 'message'), [
   ('return mask', r'expected an array of shape \(2,\), .* found one of shape \(2, 3\)'),
-  ('return mask.sum()', r'found one of shape \(\)'), ('pass', 'found null'),
+  ('return mask.sum()', r'found one of shape \(\)'), ('pass', 'found None'),
   ('\n  return {}[7]', r'mine.py:3: KeyError: 7')])
 def test_a_reward_function_gives_a_number_a_response(body, message, tmp_path):
   (tmp_path / 'mine.py').write_text(f'def score(tokens, valid, mask):\n  {body}\n')
-  score, rows = records.load_reward(f'{tmp_path}/mine.py:score'), np.ones((2, 3))
+  score, rows = functions.load_reward(f'{tmp_path}/mine.py:score'), np.ones((2, 3))
   with pytest.raises(BadInput, match="reward function '.*mine.py:score': .*" + message):
     score(rows, rows, rows)
 
