@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import files, layouts, published, records
+from rlhf_jax.data import files, functions, layouts, published
 from rlhf_jax.data.files import Reading
 from rlhf_jax.data.records import Demonstration, Prompt, Ranking, Record, described, kind_of
 
@@ -60,11 +60,13 @@ def own(name: str) -> bool:
 
 def _own(name: str) -> Reader:
   """A reader around a user's function of (path, kind, split) that yields rows."""
-  function = records.load(name, 'reader')
+  function = functions.load(name, 'reader')
 
   def read(reading: Reading, kind: str) -> Iterator[tuple[int, Record]]:
     def rows() -> Iterator[tuple[int, Any]]:
-      for number, row in enumerate(function(reading.path, kind, reading.split), 1):
+      given = functions.yielded(f'{reading.path}: reader {name}', function, reading.path, kind,
+                              reading.split)
+      for number, row in enumerate(given, 1):
         reading.rows = number
         yield number, row
       if not reading.rows:

@@ -7,19 +7,14 @@ published.py), tokens (rows.py).
 
 import dataclasses
 import difflib
-import functools
-import importlib
-import importlib.util
 import json
-import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import store
+from rlhf_jax.data import functions, store
 
 UNFINISHED = ' …'  # ends the text of a response cut at the limit: judges see it, no eos follows it
 
@@ -241,48 +236,16 @@ def load_judge(name: str) -> Judge:
 
   Raises: BadInput where module, file or name does not exist, with the names that come near.
   """
-  return load(name, 'judge')
+  return functions.load(name, 'judge')
 
 
-@functools.cache
-def _module_of_file(path: pathlib.Path) -> Any:
-  """A .py file as a module, executed once: a function loaded twice is the same object."""
-  spec = importlib.util.spec_from_file_location(f'_file_{path.stem}', path)
-  module = importlib.util.module_from_spec(spec)
-  sys.modules[spec.name] = module  # dataclasses and pickle look their module up there
-  spec.loader.exec_module(module)
-  return module
-
-
-def load(name: str, what: str) -> Callable[..., Any]:
-  """Resolves 'package.module:name' or 'path/file.py:name' to a callable.
-
-  `what` it should be ('judge', 'reward') starts the message of the BadInput that is raised.
-  """
-  where, colon, attribute = name.rpartition(':')
-  if not (colon and where and attribute):
-    raise BadInput(f'{what} {name!r}: expected module:function or file.py:function')
-  if where.endswith('.py'):
-    path = pathlib.Path(where).expanduser()
-    if not path.is_file():
-      raise BadInput(f'{what} {name!r}: no file {where}; relative paths start at {os.getcwd()}')
-    module = _module_of_file(path.resolve())
-  else:
-    try:
-      module = importlib.import_module(where)
-    except ModuleNotFoundError as error:
-      # A module that is there but misses an import of its own has a bug; its name is right.
-      if error.name and (where == error.name or where.startswith(error.name + '.')):
-        raise BadInput(f'{what} {name!r}: no module {error.name!r}; a file is named by its path, '
-                       'with .py at the end') from error
-      raise
-  if not callable(getattr(module, attribute, None)):
-    names = [name for name in vars(module)
-             if callable(vars(module)[name]) and not name.startswith('_')]
-    near = difflib.get_close_matches(attribute, names, n=3, cutoff=0.5)
-    raise BadInput(f'{what} {name!r}: {where} has no function {attribute!r}'
-                   + (f'; did you mean {", ".join(near)}?' if near else ''))
-  return getattr(module, attribute)
+def asked(judge: Judge, prompt: Prompt, responses: Sequence[str], labeler: str) -> Judgement:
+  """The judge's word. Raises: BadInput where it is no Judgement."""
+  told = judge(prompt, responses, labeler)
+  if not all(hasattr(told, field) for field in ('scores', 'ranks', 'flags')):
+    raise BadInput(f'judge {getattr(judge, "__qualname__", judge)!r}: expected a Judgement of '
+                   f'scores and ranks, found {described(told)}')
+  return told
 
 
 def _fields(kind: str) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 from rlhf_jax.configs import BadInput, Source
-from rlhf_jax.data import duplicates, processes, published, readers, records, store
+from rlhf_jax.data import duplicates, functions, processes, published, readers, records, store
 from rlhf_jax.data.records import KINDS, Demonstration, Ranking, Record, Text
 
 _log = logging.getLogger('rlhf_jax')
@@ -145,7 +145,7 @@ def require(sources: Sequence[Source], place: Place) -> None:
     if source.kind not in KINDS:
       raise BadInput(f'source: kind: expected {_near(source.kind, KINDS)}, found {source.kind!r}')
     if readers.own(source.reader):
-      records.load(source.reader, 'source: reader')
+      functions.load(source.reader, 'source: reader')
     elif source.reader not in readers.READERS:
       raise BadInput(f'source: reader: expected {_near(source.reader, readers.READERS)}, '
                      f'found {source.reader!r}')
@@ -195,10 +195,11 @@ def _made(source: Source, place: Place) -> pathlib.Path:
     processes.wait_for(path)
   if path.is_file():
     return path
-  make = records.load(source.make, 'source: make')
+  make = functions.load(source.make, 'source: make')
 
   def made():
-    for record in make(source.split, source.size, source.seed):
+    given = source.split, source.size, source.seed
+    for record in functions.yielded(f'source: make {source.make!r}', make, *given):
       if not isinstance(record, KINDS[source.kind]):
         raise BadInput(f'{source.make}: expected it to yield {KINDS[source.kind].__name__} for '
                        f'kind {source.kind!r}, found {type(record).__name__}')

@@ -214,13 +214,22 @@ class Tokenizer:
     if not self._prepends_space:
       return self.encode_all(texts)
     joined = [self._joins and text[:1] not in ('', ' ') for text in texts]
-    mark = '\n'  # what is encoded after it has no space put before it
-    found = self.encode_all([mark + text if joins else text.removeprefix(' ')
-                             for text, joins in zip(texts, joined, strict=True)])
-    before = self.encode(mark)
-    return [ids if not joins else ids[len(before):] if ids[:len(before)] == before
-            else self.encode(text)  # the mark is no token of its own here
-            for text, joins, ids in zip(texts, joined, found, strict=True)]
+    return self._encode_joined([text if joins else text.removeprefix(' ')
+                                for text, joins in zip(texts, joined, strict=True)], joined)
+
+  def _encode_joined(self, texts: Sequence[str], joined: Sequence[bool]) -> list[list[int]]:
+    """Ids of texts; those that are `joined` have no space put before them."""
+    found = self.encode_all(texts)
+    left = [place for place, joins in enumerate(joined) if joins]
+    for mark in '\n\0':  # what is encoded after it has none; but it may be one token with a text
+      before = self.encode(mark)
+      marked = self.encode_all([mark + texts[place] for place in left])
+      done = {place: ids[len(before):] for place, ids in zip(left, marked, strict=True)
+              if ids[:len(before)] == before}
+      for place, ids in done.items():
+        found[place] = ids
+      left = [place for place in left if place not in done]
+    return found
 
   def render(self, prompt: str) -> str:
     """What `encode_prompt` encodes, special tokens written out."""
@@ -243,16 +252,27 @@ class Tokenizer:
     """Ids of a rendered conversation, whose placeholders become letters and no special tokens."""
     tokens = {token.content: (index, token) for index, token in self._added.items()}
     *pieces, last = re.split(f'({self._specials.pattern})', rendered)
-    ids, before = [], None
+    texts, joined, after_each, before = [], [], [], None
     for text, name in zip([*pieces[::2], last], [*pieces[1::2], None], strict=True):
       index, after = tokens[name] if name else (None, None)
       text = text.lstrip() if before and before.rstrip else text
       text = text.rstrip() if after and after.lstrip else text
       for placeholder, written in letters.items():
         text = text.replace(placeholder, written)
-      ids += self.encode(text) + ([index] if name else [])
+      texts.append(text)
+      joined.append(bool(before and text) and before.content in self._going_on)
+      after_each.append([index] if name else [])
       before = after
-    return ids
+    encoded = self._encode_joined(texts, joined)
+    return [one for pair in zip(encoded, after_each, strict=True) for ids in pair for one in ids]
+
+  @functools.cached_property
+  def _going_on(self) -> frozenset[str]:
+    """The special tokens behind which a text has no space put before it, as at a start it has."""
+    anew, goes_on = self.encode('a'), self._with_specials.encode
+    return frozenset(
+      token.content for token in self._added.values() if self._prepends_space and
+      goes_on(token.content + 'a', add_special_tokens=False).ids[1:] != anew)
 
   @functools.cached_property
   def _added(self) -> dict[int, tokenizers.AddedToken]:

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from rlhf_jax import configs
-from rlhf_jax.data import agreement, records
+from rlhf_jax.data import agreement, functions, records
 from rlhf_jax.evaluation import judged, reward_accuracy, text_loss, text_statistics, winrate
 from rlhf_jax.model import responses
 from rlhf_jax.objectives import policy as objective
@@ -66,7 +66,7 @@ def scorer(config: configs.PPO, reward: Any, tokenizer: Any, sizes: Mapping[str,
   if reward is not None:
     return lambda asked, found: responses.score_responses(
       reward.model, reward.params, tokenizer, asked, found, **sizes)
-  function = jax.jit(records.load(config.reward, 'reward function'))
+  function = jax.jit(functions.load_reward(config.reward))
   lengths = sizes['prompt_length'], sizes['response_length']
   return lambda asked, found: np.asarray(
     function(*responses.rows(tokenizer, asked, found, *lengths)), np.float32)
@@ -169,7 +169,8 @@ def _reward_model(fixed: Fixed, found: Sequence[responses.Response], proxies: np
   each, differences = fixed.samples, []
   for index, prompt in enumerate(fixed.prompts):
     here = slice(index * each, (index + 1) * each)
-    ranks = fixed.judge(prompt, [answer.marked for answer in found[here]], '').ranks
+    ranks = records.asked(
+      fixed.judge, prompt, [answer.marked for answer in found[here]], '').ranks
     differences.append(reward_accuracy.pair_differences(proxies[here], ranks))
   right = reward_accuracy.accuracy(differences)
   told = _told('reward_accuracy', right['accuracy'], right['accuracy_ci'])

@@ -156,7 +156,7 @@ def beside(judge: records.Judge, prompt: records.Prompt, response: str, referenc
 def _asked(judge: records.Judge, prompt: records.Prompt, texts: Sequence[str]
            ) -> records.Judgement:
   """The judge's word on the texts of one prompt. Raises: BadInput, see `beside`."""
-  told = judge(prompt, texts, '')
+  told = records.asked(judge, prompt, texts, '')
   if not len(told.scores) == len(told.ranks) == len(told.flags) == len(texts):
     raise BadInput(
       f'the judge was given {len(texts)} responses and returned {len(told.scores)} scores, '

@@ -189,7 +189,6 @@ def _against_gold(
   units: dict[Any, list[np.ndarray]] = {}
   for ranking, score in once.values():
     prompt = records.Prompt(ranking.prompt, ranking.category, ranking.customer, ranking.meta)
-    units.setdefault(ranking.prompt, []).append(
-      reward_accuracy.pair_differences(score, judge(prompt, ranking.completions, '').ranks)
-    )
+    ranks = records.asked(judge, prompt, ranking.completions, '').ranks
+    units.setdefault(ranking.prompt, []).append(reward_accuracy.pair_differences(score, ranks))
   return reward_accuracy.accuracy([np.concatenate(unit) for unit in units.values()])

@@ -16,6 +16,7 @@ import itertools
 import json
 import logging
 import math
+import numbers
 import pathlib
 import sys
 import time
@@ -273,11 +274,12 @@ def _ranked(config: configs.Collect, judge: records.Judge | None, prompts: Seque
     counts['ended'] += sum(response.ended for response in distinct)
     prompt, texts = prompts[index], tuple(response.marked for response in distinct)
     for labeler in draw_labelers(config, index):
-      ranks = tuple(judge(prompt, texts, labeler).ranks)
+      ranks = tuple(records.asked(judge, prompt, texts, labeler).ranks)
       if len(ranks) != len(texts):
         raise configs.BadInput(f'judge {config.judge}: {len(texts)} responses but {len(ranks)} '
                                f'ranks for the prompt {prompt.prompt!r}')
-      if not all(1 <= rank < math.inf for rank in ranks):  # NaN is not, either
+      if not all(isinstance(rank, numbers.Real) and 1 <= rank < math.inf
+                 for rank in ranks):  # NaN is not, either
         raise configs.BadInput(f'judge {config.judge}: found the ranks {ranks} for the prompt '
                                f'{prompt.prompt!r}; expected 1 for the best, 2 for the next')
       if any(rank != int(rank) for rank in ranks):  # means of several: int() would tie 1.2 and 1.8

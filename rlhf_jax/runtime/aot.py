@@ -174,7 +174,9 @@ def _devices(where: chips.Topology) -> list:
   if where.kind == 'cpu':
     jax.config.update('jax_num_cpu_devices', where.devices)
     return jax.devices('cpu')
-  options = {'chip_config_name': 'megacore'} if where.kind == 'v4' else {}
+  options: dict[str, Any] = {'chip_config_name': 'megacore'} if where.kind == 'v4' else {}
+  if where.name.endswith(':1x1'):  # else libtpu divides the slice into hosts of four chips
+    options['chips_per_host_bounds'] = [1, 1, 1]
   return list(topologies.get_topology_desc(where.name, platform='tpu', **options).devices)
 
 

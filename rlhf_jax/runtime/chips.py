@@ -57,7 +57,7 @@ def topology(name: str, hbm: float = 0.0) -> Topology:
   """
   kind, _, shape = name.partition(':')
   if kind == 'cpu':
-    if not shape.isdigit() or int(shape) < 1:
+    if not shape.isdecimal() or int(shape) < 1:
       raise BadInput(f'--topology {name}: expected cpu:N, such as cpu:8')
     # All devices of a CPU share its memory.
     memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / int(shape)

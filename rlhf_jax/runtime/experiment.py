@@ -131,7 +131,7 @@ def load(file: Path, given: Mapping[str, Any] = types.MappingProxyType({}),
       cycle, an option that is required and missing.
   """
   module = _execute(file)
-  runs = getattr(module, 'runs', None)
+  runs, found = getattr(module, 'runs', None), 'sets no `runs`'
   if isinstance(runs, types.FunctionType):
     values = {name: value for name, value in given.items() if value is not None}
     missing = [one for one in parameters(file) if one.required and one.name not in values]
@@ -142,8 +142,9 @@ def load(file: Path, given: Mapping[str, Any] = types.MappingProxyType({}),
     with _told(file):
       runs = runs(**values | {one.name: one.name.upper() if one.kind is str else one.kind(1)
                               for one in missing})
+    found = f'runs() returns {_shown(runs)}'
   if not isinstance(runs, dict) or not runs:
-    raise BadInput(f"{file}: sets no `runs`; expected runs = {{'name': Language(…), …}}")
+    raise BadInput(f"{file}: {found}; expected runs = {{'name': Language(…), …}}")
   sweep = getattr(module, 'sweep', None)
   if sweep is not None:
     of_sweep = lambda field: f'{file}: sweep' + f'.{field}' * bool(field)
@@ -157,7 +158,8 @@ def load(file: Path, given: Mapping[str, Any] = types.MappingProxyType({}),
 def check(experiment: Experiment) -> None:
   """Types and references of every run, and that no run needs itself. Raises BadInput."""
   for name, config in experiment.runs.items():
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9_-]*', str(name)) or name in RESERVED:
+    if not isinstance(name, str) or name in RESERVED or not re.fullmatch(
+        r'[A-Za-z0-9][A-Za-z0-9_-]*', name):
       raise BadInput(f'{experiment.file}: {name!r} cannot name a run: letters, digits, _ and -, '
                      f"and not {', '.join(RESERVED)}")
     if type(config) not in KINDS:  # of a subclass nothing says how it is made
@@ -288,7 +290,7 @@ def _told(file: Path) -> Iterator[None]:
     raise BadInput(f'{file}: is not UTF-8 text ({error.reason} at byte {error.start})') from error
   except BadInput as error:
     raise BadInput(f'{file}:{_line_of(error, file)}: {error}') from error
-  except Exception as error:
+  except (Exception, SystemExit) as error:  # exit code 0 would say that all is made
     message = f'{type(error).__name__}: {error}'
     unknown = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'",
                         message)
@@ -330,7 +332,9 @@ def check_value(where: Callable[[str], str], field: str, value: Any, kind: Any) 
   for inside, item, of in _parts(value, kind):
     check_value(where, f'{field}.{inside}' if field else inside, item, of)
   if not _fits(value, kind):
-    raise BadInput(f'{where(field)} is {_shown(value)}; expected {type_name(kind)}')
+    one = '' if isinstance(value, tuple) or typing.get_origin(kind) is not tuple else (
+      ', a tuple; of one it is (…,)')
+    raise BadInput(f'{where(field)} is {_shown(value)}; expected {type_name(kind)}{one}')
 
 
 def _parts(value: Any, kind: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from rlhf_jax import configs
-from rlhf_jax.data import builders, processes, readers, records, sources, store
+from rlhf_jax.data import builders, functions, processes, readers, sources, store
 from rlhf_jax.data.builders import Place
 from rlhf_jax.runtime import experiment as experiments
 from rlhf_jax.runtime import workdir
@@ -53,7 +53,7 @@ def check(runs: Mapping[str, configs.Run], place: Place) -> None:
                                f'{share} is {getattr(config, share)}')
     found += [source for _, source in _read(config, place)]
     for field, value in _functions(config):
-      records.load(value, f"runs['{name}'].{field}")
+      functions.load(value, f"runs['{name}'].{field}")
   builders.require(found, place)
 
 

@@ -17,7 +17,7 @@ import numpy as np
 import optax
 
 from rlhf_jax import configs
-from rlhf_jax.data import batches, records
+from rlhf_jax.data import batches, functions
 from rlhf_jax.model import experience, generate, sharding, transformer
 from rlhf_jax.objectives import likelihood
 from rlhf_jax.objectives import policy as objective
@@ -293,7 +293,7 @@ def make(config: configs.PPO, parents: dict[str, stage.Parent], place: Any,
   """
   base = parents['policy']
   policy = dataclasses.replace(base.model, dropout=0.0)
-  custom = None if 'reward' in parents else records.load(config.reward, 'reward function')
+  custom = None if 'reward' in parents else functions.load_reward(config.reward)
   role, value_params = _value_start(config, parents, jax.random.key(config.seed + 1))
   value = dataclasses.replace(parents[role].model, dropout=0.0)
   _check(config, policy)

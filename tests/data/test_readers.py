@@ -439,3 +439,11 @@ def test_published_demonstrations(tmp_path):
   (record,), reading = read(shared, 'sharegpt', 'demonstrations')
   assert [one['role'] for one in record.prompt.messages] == ['system', 'user']
   assert record.response == 'Hello' and reading.refused == {"the human's turn last": 1}
+
+
+def test_a_reader_of_ones_own_that_fails_is_told_with_its_line(tmp_path):
+  (tmp_path / 'mine.py').write_text(
+    "def read(path, kind, split):\n  yield {'text': 'a'}\n  yield {'text': {}['b']}\n")
+  path = write(tmp_path / 'a.jsonl', {})
+  with pytest.raises(BadInput, match=r"a.jsonl: reader .*: /.*mine.py:3: KeyError: 'b'"):
+    read(path, f'{tmp_path}/mine.py:read', 'text')

@@ -5,10 +5,11 @@ import datetime
 import json
 import pickle
 
+import numpy as np
 import pytest
 
 from rlhf_jax.configs import BadInput
-from rlhf_jax.data import records
+from rlhf_jax.data import functions, records
 from rlhf_jax.data.records import Chat, Demonstration, Prompt, Ranking, Refused, Text
 from rlhf_jax.model import responses
 
@@ -148,3 +149,30 @@ def test_a_failure_within_a_judges_module_is_not_called_a_wrong_name(tmp_path, m
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(ModuleNotFoundError, match='no_such_thing'):
     records.load_judge('broken_judge:gold')
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+  ('x = (', "mine.py:1: SyntaxError: '(' was never closed"),
+  ('\nimport no_such_thing', 'mine.py:2: ModuleNotFoundError'),
+  ('import sys\nsys.exit(0)', 'mine.py:2: SystemExit: 0')])  # which would be a success
+def test_a_file_that_cannot_be_executed_is_told_with_its_line(text, message, tmp_path):
+  (tmp_path / 'mine.py').write_text(text)
+  with pytest.raises(BadInput) as error:
+    records.load_judge(f'{tmp_path}/mine.py:gold')
+  assert message in str(error.value)
+
+
+@pytest.mark.parametrize(('body', 'message'), [
+  ('return mask', r'expected an array of shape \(2,\), .* found one of shape \(2, 3\)'),
+  ('return mask.sum()', r'found one of shape \(\)'), ('pass', 'found None'),
+  ('\n  return {}[7]', r'mine.py:3: KeyError: 7')])
+def test_a_reward_function_gives_a_number_a_response(body, message, tmp_path):
+  (tmp_path / 'mine.py').write_text(f'def score(tokens, valid, mask):\n  {body}\n')
+  score, rows = functions.load_reward(f'{tmp_path}/mine.py:score'), np.ones((2, 3))
+  with pytest.raises(BadInput, match="reward function '.*mine.py:score': .*" + message):
+    score(rows, rows, rows)
+
+
+def test_a_judge_gives_a_judgement():
+  with pytest.raises(BadInput, match=r'expected a Judgement of scores and ranks, found a list \[1'):
+    records.asked(lambda prompt, responses, labeler: [1, 2], Prompt('p'), ('a', 'b'), '')

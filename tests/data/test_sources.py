@@ -150,7 +150,7 @@ def test_what_a_function_yields_is_checked_and_never_half_written(place, tmp_pat
   maker.write_text(MAKER)
   with pytest.raises(BadInput, match="yield Prompt for kind 'prompts', found str"):
     sources.read((Source('prompts', make=f'{maker}:wrong'),), place)
-  with pytest.raises(RuntimeError, match='on the way'):
+  with pytest.raises(BadInput, match=r'maker_b.py:\d+: RuntimeError: .*on the way'):
     sources.read((Source('prompts', make=f'{maker}:broken'),), place)
   assert not list(place.workdir.rglob('*.jsonl'))
 

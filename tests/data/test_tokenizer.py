@@ -6,6 +6,7 @@ import pytest
 import tokenizers
 
 from rlhf_jax.configs import BadInput
+from rlhf_jax.data.records import Chat
 from rlhf_jax.data.tokenizer import Tokenizer
 
 TEXTS = ['the cat sat on the mat .', 'the dog sat on the cat .'] * 20
@@ -112,6 +113,14 @@ def test_a_response_goes_on_from_a_chat_template_as_in_one_text(name, scheme, tm
   whole = prompt + (' ' if name == 'space' else '') + 'the dog sat'
   assert found.encode_prompt('the cat') + found.encode_response('the cat', 'the dog sat') == (
     found._with_specials.encode(whole, add_special_tokens=False).ids)
+  # and a special token among a user's letters changes nothing around it
+  talk = [{'role': role, 'content': content} for role, content in (
+    ('user', 'the cat'), ('assistant', '\nthe dog'), ('user', 'sat on'))]
+  plain = found.encode_prompt(Chat(talk))
+  assert found._encode_pieces(found.render(Chat(talk)), {}) == plain
+  written = found.encode_prompt(Chat([*talk[:2], {'role': 'user', 'content': '</s>'}]))
+  alike = [ours == theirs for ours, theirs in zip(written, plain, strict=False)]
+  assert alike.index(False) >= len(found.encode_prompt(Chat(talk[:1]))) + 2
 
 
 def test_decoding_ends_at_eos(tokenizer):

@@ -69,6 +69,11 @@ def test_order_is_parents_first_and_only_what_is_needed(written):
    r"runs\['x'\] is .* \(Mine\); expected Language, "),
   ("'gpt': ", "'data': ", r"'data' cannot name a run"),
   ("'gpt': ", "'../gpt': ", r"'../gpt' cannot name a run"),
+  ("'gpt': ", "1: ", r"mine.py: 1 cannot name a run"),
+  ('runs = {', 'raise SystemExit\nruns = {', r'mine.py:3: SystemExit'),  # exit code 0
+  ('runs = {', 'def runs():\n  return\nx = {', r'runs\(\) returns None .*; expected'),
+  ('steps=3', "data=Source('text')", r"data is .*; expected Source,…, a tuple; of one it is"),
+  ('steps=3', "data=(Source('text', 'a.txt'),)", r"files is 'a.txt' .*; of one it is \(…,\)"),
   ("'gpt': Language(steps=3)", "'gpt': Language(steps=3", r'mine.py:\d+: closing parenthesis'),
   ('runs = {', 'rums = {', r'mine.py: sets no `runs`'),
   ('runs = {', 'x = 1 / 0\nruns = {', r'mine.py:3: ZeroDivisionError: division by zero'),

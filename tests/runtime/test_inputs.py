@@ -98,7 +98,7 @@ def test_what_else_a_run_reads(data, begun, tmp_path, monkeypatch):
     inputs.settle(begun, config, at(begun, one))
     before = file.read_text()
     file.write_text(before.replace('"a"', '"b"') if '"a"' in before else before + ' ')
-    inputs.records._module_of_file.cache_clear()
+    inputs.functions._module_of_file.cache_clear()
     with pytest.raises(inputs.Changed, match=f'the content of {named} differs'):
       inputs.settle(begun, config, at(begun, one))
     file.write_text(before)

@@ -135,6 +135,7 @@ def test_the_compiler_goes_by_the_chip_where_more_is_asked_for(file, capsys, unc
   (('ppo', '--topology', 'v5x:2x2'), 'no such chip'),
   (('ppo', '--topology', 'v5e:3x3'), 'v5e has the slices 1x1, 2x2'),
   (('ppo', '--topology', 'cpu:'), 'expected cpu:N'),
+  (('ppo', '--topology', 'cpu:²'), 'expected cpu:N'),
   (('nothing', '--topology', 'cpu:4'), "has no run 'nothing'"),
   (('rankings', '--topology', 'cpu:4'), 'only runs that train'),
   (('ppo', '--topology', 'cpu:4', '--ppo.episode', '3'), "has no field 'episode'"),
@@ -338,7 +339,7 @@ def test_the_search_takes_the_first_that_fits(file, uncompiled):
 
 @pytest.mark.long
 @needs_libtpu
-@pytest.mark.parametrize('topology', ['v5e:2x4', 'v6e:2x4', 'tpu7x:2x2x1'])
+@pytest.mark.parametrize('topology', ['v5e:1x1', 'v5e:2x4', 'v6e:2x4', 'tpu7x:2x2x1'])
 def test_a_small_run_whole_for_several_chips(file, topology, tmp_path):
   out = tmp_path / 'told.json'
   assert main(['preflight', str(file), 'ppo', '--topology', topology, '--json', str(out)]) == 0
