@@ -27,7 +27,7 @@ __all__ = ['Built', 'Limits', 'Place', 'build', 'locate', 'read', 'read_prompts'
            'split', 'tokenizer_for']
 
 CARD = 'card.json'  # there once a dataset is whole
-_FORMAT = 5  # of rows and cards; raise it when they change, so that old workdirs build anew
+_FORMAT = 6  # of rows and cards; raise it when they change, so that old workdirs build anew
 _log = logging.getLogger('rlhf_jax')
 
 

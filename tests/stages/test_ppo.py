@@ -389,7 +389,8 @@ def test_the_reward_model_reads_whole_rows_too(parents, tiny):
     ppo.make(tiny.PPO, parents | {'reward': short, 'value': parents['reward']}, None)
   enough = dataclasses.replace(short, model=dataclasses.replace(short.model, context=11))
   longer = dataclasses.replace(tiny.PPO, text_length=16)
-  assert ppo.make(longer, parents | {'reward': enough, 'value': enough}, None).steps
+  made = ppo.make(longer, parents | {'reward': enough, 'value': enough}, None)
+  assert made.steps == 40 and made.tokens == 8 * 11  # of which tokens/s are
 
 
 def test_every_promised_metric_is_there_and_finite(base, drifted):
