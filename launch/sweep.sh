@@ -3,10 +3,11 @@
 #   launch/sweep.sh FILE WORKDIR [--dry-run] [SBATCH OPTION]... [-- WORD...]
 #   launch/sweep.sh experiments/kl_sweep.py /shared/runs/kl --gpus-per-node=1 -- --ppo_ptx.updates 9 --data /shared/data
 # What stands behind -- is the program's, with and without Slurm: fields and options that `run` and `sweep` both take.
-# With Slurm a job and, after it, an array (launch/slurm.sh); without it here, one after the other. --dry-run prints the
-# commands and starts nothing. The same command again makes what is missing. Here a point that fails (code 1) does not
-# keep the others from being made; its code is this script's. One that another process is making is waited for. SIGTERM
-# and SIGINT to this script are the program's too: it saves, and the same command goes on.
+# With Slurm a job and, after it, an array (launch/slurm.sh), whose lists lie in WORKDIR/jobs, or in runs/BUCKET/FOLDER/jobs
+# here for a WORKDIR in a store; without it here, one after the other. --dry-run prints the commands and starts nothing.
+# The same command again makes what is missing. Here a point that fails (code 1) does not keep the others from being
+# made; its code is this script's. One that another process is making is waited for. SIGTERM and SIGINT to this script
+# are the program's too: it saves, and the same command goes on.
 set -euo pipefail
 
 options=() words=() dry='' behind=''
@@ -49,6 +50,15 @@ print(*experiments.order(found, sorted(needed | {found.sweep.stand_in} - {""})))
 show() { echo "$*"; }
 start() { [ -n "$dry" ] || "$@"; }
 if command -v sbatch >/dev/null; then
+  for word in "$@"; do
+    case $word in
+      -a* | --arr*)
+        echo "launch/sweep.sh: $word: the array is the sweep's points; for N of them at a time, once it is queued:" \
+          "scontrol update ArrayTaskThrottle=N JobId=NUMBER" >&2
+        exit 2
+        ;;
+    esac
+  done
   # Names hold no blanks, so a line of a list is the words of a command.
   for word in "$file" "$workdir" ${words[@]+"${words[@]}"}; do
     case $word in
@@ -60,6 +70,7 @@ if command -v sbatch >/dev/null; then
   done
   further=${words[*]+" ${words[*]}"}
   lists=$workdir/jobs
+  case $workdir in *://*) lists=runs/${workdir#*://}/jobs ;; esac # slurm.sh reads them from a disk
   [ -n "$dry" ] || mkdir -p "$lists"
   first=${bases:+run $file $bases --workdir $workdir$further}
   each=$(for point in $points; do echo "sweep $file --workdir $workdir$further --point $point"; done)
@@ -78,7 +89,7 @@ if command -v sbatch >/dev/null; then
     show sbatch --parsable --array=0 "$@" launch/slurm.sh "$lists/bases"
     job=$(start sbatch --parsable --array=0 "$@" launch/slurm.sh "$lists/bases")
     job=${job%%;*} # ID;CLUSTER where there are several clusters
-    set -- "--dependency=afterok:${job:-BASES}" "$@"
+    set -- "$@" "--dependency=afterok:${job:-BASES}" # the last counts: one of the user's was the first job's
   fi
   show sbatch "--array=0-$((count - 1))" "$@" launch/slurm.sh "$lists/points"
   start sbatch "--array=0-$((count - 1))" "$@" launch/slurm.sh "$lists/points"

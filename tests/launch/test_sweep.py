@@ -170,6 +170,49 @@ def test_the_cluster_behind_a_jobs_number_is_no_part_of_it(tmp_path):
   assert '--dependency=afterok:12' in second
 
 
+def asked_of_slurm(tmp_path, *words):
+  """The commands that a stub of sbatch is given, by a copy of the launchers in `tmp_path`."""
+  (tmp_path / 'launch').mkdir(exist_ok=True)
+  shutil.copy(ROOT / 'launch' / 'sweep.sh', tmp_path / 'launch')
+  (tmp_path / 'sbatch').write_text(f'#!/bin/sh\necho "$@" >>{tmp_path}/asked\necho 12\n')
+  python = tmp_path / 'python3'
+  python.write_text('#!/bin/sh\ncase "$*" in *--list) echo p1; echo p2;; *) echo gpt sft;; esac\n')
+  for program in (python, tmp_path / 'sbatch'):
+    program.chmod(0o755)
+  done = subprocess.run(['bash', 'launch/sweep.sh', 'f.py', *words], cwd=tmp_path, text=True,
+                        capture_output=True, env=os.environ | {'PATH': f'{tmp_path}:/usr/bin:/bin'})
+  asked = tmp_path / 'asked'
+  return done, asked.read_text().splitlines() if asked.exists() else []
+
+
+def test_lists_of_a_workdir_in_a_store_lie_on_a_disk(tmp_path):
+  done, asked = asked_of_slurm(tmp_path, 'gs://bucket/a/kl')
+  assert done.returncode == 0, done.stderr
+  lists = tmp_path / 'runs' / 'bucket' / 'a' / 'kl' / 'jobs'
+  assert (lists / 'bases').read_text() == 'run f.py gpt sft --workdir gs://bucket/a/kl\n'
+  assert (lists / 'points').read_text().splitlines() == [
+    f'sweep f.py --workdir gs://bucket/a/kl --point p{number}' for number in (1, 2)]
+  assert not (tmp_path / 'gs:').exists()
+  for command, name in zip(asked, ('bases', 'points'), strict=True):
+    assert command.endswith(f' launch/slurm.sh {lists.relative_to(tmp_path) / name}')
+
+
+def test_points_wait_for_what_they_rest_on_whatever_else_was_asked(tmp_path):
+  """Slurm takes the last of two options of a name."""
+  done, (first, second) = asked_of_slurm(tmp_path, 'w', '--dependency=afterok:3')
+  assert done.returncode == 0, done.stderr
+  last = lambda line: [word for word in line.split() if word.startswith('--dependency')][-1]
+  assert last(first) == '--dependency=afterok:3' and last(second) == '--dependency=afterok:12'
+
+
+@pytest.mark.parametrize('words', [('--array=0-1%1',), ('-a', '0-1%1'), ('--array', '%1')])
+def test_an_array_of_the_users_is_refused(tmp_path, words):
+  """It would count for what the points rest on too, whose list has one line."""
+  done, asked = asked_of_slurm(tmp_path, 'w', *words)
+  assert done.returncode == 2 and not asked and not (tmp_path / 'w').exists()
+  assert 'ArrayTaskThrottle' in done.stderr
+
+
 def test_under_slurm_blanks_are_refused(tmp_path):
   (tmp_path / 'sbatch').write_text('#!/bin/sh\n')
   (tmp_path / 'sbatch').chmod(0o755)
