@@ -4,7 +4,7 @@
 # A line is split at its blanks and nothing else is read in it: no quotes, $ or *; a line end of Windows is left out.
 # From the repository's root, which all nodes see, with .venv made (bash launch/test.sh makes it):
 #   sbatch --array=0-2 launch/slurm.sh LIST
-#   sbatch --array=0-2 --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh LIST     (one task a device)
+#   sbatch --array=0-2 --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 launch/slurm.sh LIST     (a task a device, or a node)
 # With several tasks --multihost is added; the mesh is the line's own (--mesh -1,1,1). A task that dies ends the others.
 # Preempted, requeued or out of time, an element saves, is queued again and goes on where it was.
 #SBATCH --job-name=rlhf_jax
@@ -24,7 +24,13 @@ if [ ${#words[@]} -eq 0 ]; then
   echo "$1 has no line $number" >&2
   exit 2
 fi
-[ "${SLURM_NTASKS:-1}" -gt 1 ] && words+=(--multihost)
+# Without a number of tasks srun starts one a node. jax takes a task of Slurm for one device, and this one has its node's.
+nodes=${SLURM_NNODES:-1}
+tasks=${SLURM_NTASKS:-$nodes}
+[ "$tasks" -gt 1 ] && words+=(--multihost)
+if [ "$tasks" -eq "$nodes" ] && [ "${SLURM_GPUS_ON_NODE:-1}" -gt 1 ]; then
+  export JAX_LOCAL_DEVICE_IDS=${JAX_LOCAL_DEVICE_IDS:-$(seq -s, 0 $((SLURM_GPUS_ON_NODE - 1)))}
+fi
 python=.venv/bin/python
 [ -x "$python" ] || python=python3
 

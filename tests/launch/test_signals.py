@@ -76,3 +76,18 @@ def test_a_saved_element_queues_itself_again_and_no_other(tmp_path, stub, array,
                         stdout=subprocess.PIPE, text=True)
   assert done.returncode == 143
   assert (tmp_path / 'asked').read_text() == f'requeue {name}\n'
+
+
+@pytest.mark.parametrize(('told', 'words', 'devices'), [
+  ({'SLURM_NNODES': '2', 'SLURM_GPUS_ON_NODE': '3'}, '--multihost', '0,1,2'),  # srun: a task a node
+  ({'SLURM_NNODES': '2', 'SLURM_NTASKS': '6', 'SLURM_GPUS_ON_NODE': '3'}, '--multihost', ''),
+  ({'SLURM_NNODES': '1'}, '', ''), ({'SLURM_NNODES': '1', 'SLURM_NTASKS': '1'}, '', '')])
+def test_several_tasks_are_one_run_and_one_a_node_has_its_devices(
+    tmp_path, stub, told, words, devices):
+  """Two tasks that do not know of each other would write one workdir."""
+  stub('srun', 'shift 5; echo "$* $JAX_LOCAL_DEVICE_IDS"')
+  (tmp_path / 'list').write_text('run\n')
+  done = subprocess.run(['bash', 'launch/slurm.sh', str(tmp_path / 'list')], cwd=ROOT,
+                        env=stub.environment | {'SLURM_JOB_ID': '7'} | told,
+                        stdout=subprocess.PIPE, text=True, check=True)
+  assert done.stdout.splitlines()[-1].split() == f'{words} {devices}'.split()
