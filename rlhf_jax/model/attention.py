@@ -81,13 +81,42 @@ def attend(query: chex.Array, key: chex.Array, value: chex.Array, mask: chex.Arr
 
 
 def _whole(query, key, value, mask):
-  # Heads stay on `tensor` throughout; otherwise the backward pass reshards float32 scores.
-  batch, groups, _, time, size = query.shape
-  scores = jnp.einsum('bgqh,bgsh->bgqs', query.reshape(batch, groups, -1, size), key,
-                      preferred_element_type=jnp.float32)  # q: the heads of a group, and T
-  scores = constrain(scores * size**-0.5, 'batch', 'kv_heads', None, None)
-  scores = scores.reshape(batch, groups, -1, time, key.shape[2])
-  weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, -1e30), axis=-1)
-  weights = weights.astype(value.dtype).reshape(batch, groups, -1, key.shape[2])
-  weights = constrain(weights, 'batch', 'kv_heads', None, None)
-  return jnp.einsum('bgqs,bgsh->bgqh', weights, value).reshape(query.shape)
+  batch, groups, _, _, size = query.shape
+  flat = query.reshape(batch, groups, -1, size)  # Q: the heads of a group, and T
+  return _read(flat, key, value, mask[:, None, None]).reshape(query.shape)
+
+
+def _forward(query, key, value, mask):
+  scores = _masked(_by_slot(query, key) * query.shape[-1]**-0.5, mask, -1e30)
+  weights = jax.nn.softmax(scores, axis=-1)
+  out = jnp.einsum('bgqs,bgsh->bgqh', _by_heads(weights.astype(value.dtype)), value)
+  return out, (query, key, value, mask, weights)
+
+
+def _backward(kept, gradient):
+  query, key, value, mask, weights = kept
+  pull = weights * _by_slot(gradient, value)
+  mean = jnp.sum(pull, axis=-1, keepdims=True)
+  if jax.default_backend() == 'cpu':  # which takes the sum slowly where it fuses it with the rest
+    mean = jax.lax.optimization_barrier(mean)
+  pull = _masked((pull - weights * mean) * query.shape[-1]**-0.5, mask, 0.0)
+  pull, weights = (_by_heads(x.astype(query.dtype)) for x in (pull, weights))
+  to_slots = lambda x, y: jnp.einsum('bgqs,bgqh->bgsh', x, y)
+  return (jnp.einsum('bgqs,bgsh->bgqh', pull, key), to_slots(pull, query),
+          to_slots(weights, gradient), None)
+
+
+_read = jax.custom_vjp(lambda *given: _forward(*given)[0])
+_read.defvjp(_forward, _backward)
+
+
+def _by_heads(x):  # on `tensor` throughout; otherwise the backward pass reshards float32 scores
+  return constrain(x, 'batch', 'kv_heads', None, None)
+
+
+def _by_slot(x, y):  # float32 [B, G, Q, S]
+  return _by_heads(jnp.einsum('bgqh,bgsh->bgqs', x, y, preferred_element_type=jnp.float32))
+
+
+def _masked(x, mask, other):
+  return jnp.where(mask, x.reshape(*x.shape[:2], -1, *mask.shape[3:]), other).reshape(x.shape)

@@ -106,6 +106,52 @@ def test_causal_is_softmax_over_what_stands_before(kernel):
                                rtol=1e-5, atol=1e-6)
 
 
+# -------------------------------------------------------------------------------- gradient
+
+
+def by_rows(query, key, value, mask):
+  """Attention of [B, T, N, H] on [B, G, S, H], in float64, one query at a time."""
+  out = np.zeros(query.shape)
+  for b, t, n in np.ndindex(query.shape[:3]):
+    group = n // (query.shape[2] // key.shape[1])
+    slots = np.flatnonzero(mask[b, t])
+    scores = key[b, group, slots] @ query[b, t, n] / np.sqrt(query.shape[3])
+    weights = np.exp(scores - scores.max(initial=-np.inf))
+    out[b, t, n] = weights @ value[b, group, slots] / max(weights.sum(), 1e-300)
+  return out
+
+
+@pytest.mark.parametrize('heads', [4, 2], ids=['heads share keys', 'each its own'])
+def test_the_gradient_is_that_of_differences(heads):
+  random = np.random.default_rng(7)
+  shapes = (2, 5, heads, 3), (2, 2, 6, 3), (2, 2, 6, 3)
+  given = [random.normal(size=shape) for shape in shapes]
+  weights, mask = random.normal(size=shapes[0]), random.random((2, 5, 6)) < 0.6
+  mask[..., 0] = True
+  loss = lambda *given: np.sum(weights * by_rows(*given, mask))
+  asked = lambda *given: jnp.sum(weights * attention.attend(*given, mask, None))
+  found = jax.grad(asked, (0, 1, 2))(*(jnp.asarray(x, jnp.float32) for x in given))
+  for which, part in enumerate(found):
+    for place in np.ndindex(part.shape):
+      ends = []
+      for step in (1e-5, -1e-5):
+        moved = [x.copy() for x in given]
+        moved[which][place] += step
+        ends.append(loss(*moved))
+      np.testing.assert_allclose(part[place], (ends[0] - ends[1]) / 2e-5, rtol=1e-3, atol=1e-5)
+
+
+def test_a_query_that_may_look_nowhere_moves_no_key():
+  """Padding on the left reads something, which nobody may see, and learns nothing."""
+  random = np.random.default_rng(8)
+  given = [jnp.asarray(random.normal(size=shape), jnp.float32)
+           for shape in ((1, 3, 2, 4), (1, 2, 3, 4), (1, 2, 3, 4))]
+  mask = np.tril(np.ones((1, 3, 3), bool)) & (np.arange(3) > 0)
+  query, key, _ = jax.grad(lambda *given: jnp.sum(attention.attend(*given, mask, None)**2),
+                           (0, 1, 2))(*given)
+  assert not np.any(query[:, 0]) and not np.any(key[:, :, 0]) and np.any(query[:, 2])
+
+
 # ------------------------------------------------------------------------------------ when
 
 
